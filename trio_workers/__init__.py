@@ -1,0 +1,110 @@
+"""Worker processes for trio: pools of programs in any language that speak goridge, owned by a nursery.
+
+The names are loaded when they are first used: a worker that is written in Python imports `trio_workers.child`, and so
+this package, and must not pay for trio.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._config import Config, Restart
+    from ._errors import (
+        AllocateTimeout,
+        JobError,
+        JobTimeout,
+        QueueFull,
+        RelayError,
+        RestartLimitExceeded,
+        SpawnError,
+        TrioWorkersInternalError,
+        WorkerCrashed,
+        WorkerError,
+        WorkersError,
+    )
+    from ._exchange import Parts
+    from ._factories import Factory, PipeFactory, SocketFactory, Spawner
+    from ._map import Results
+    from ._model import STOP_REQUEST, Payload, State, WorkerEvent, WorkerState
+    from ._pool import Lease, Pool, PoolStatistics, open_pool, open_worker
+    from ._process import Launch, WorkerProcess
+    from ._relay import Line, Relay, StreamRelay
+    from ._worker import CurrentJob, Worker
+
+__all__ = [
+    "STOP_REQUEST",
+    "AllocateTimeout",
+    "Config",
+    "CurrentJob",
+    "Factory",
+    "JobError",
+    "JobTimeout",
+    "Launch",
+    "Lease",
+    "Line",
+    "Parts",
+    "Payload",
+    "PipeFactory",
+    "Pool",
+    "PoolStatistics",
+    "QueueFull",
+    "Relay",
+    "RelayError",
+    "Restart",
+    "RestartLimitExceeded",
+    "Results",
+    "SocketFactory",
+    "SpawnError",
+    "Spawner",
+    "State",
+    "StreamRelay",
+    "TrioWorkersInternalError",
+    "Worker",
+    "WorkerCrashed",
+    "WorkerError",
+    "WorkerEvent",
+    "WorkerProcess",
+    "WorkerState",
+    "WorkersError",
+    "open_pool",
+    "open_worker",
+]
+
+_MODULES = {
+    "_config": ("Config", "Restart"),
+    "_errors": (
+        "AllocateTimeout",
+        "JobError",
+        "JobTimeout",
+        "QueueFull",
+        "RelayError",
+        "RestartLimitExceeded",
+        "SpawnError",
+        "TrioWorkersInternalError",
+        "WorkerCrashed",
+        "WorkerError",
+        "WorkersError",
+    ),
+    "_exchange": ("Parts",),
+    "_factories": ("Factory", "PipeFactory", "SocketFactory", "Spawner"),
+    "_map": ("Results",),
+    "_model": ("STOP_REQUEST", "Payload", "State", "WorkerEvent", "WorkerState"),
+    "_pool": ("Lease", "Pool", "PoolStatistics", "open_pool", "open_worker"),
+    "_process": ("Launch", "WorkerProcess"),
+    "_relay": ("Line", "Relay", "StreamRelay"),
+    "_worker": ("CurrentJob", "Worker"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

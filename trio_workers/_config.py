@@ -1,0 +1,194 @@
+"""How a pool is to be: its configuration, and what is wrong with one."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from ._factories import Factory, PipeFactory
+from ._goridge import PROTOCOLS
+
+Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Command = Sequence[Argument] | Callable[[int], Sequence[Argument]]
+Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+
+MAX_FRAME_SIZE: Final = 64 * 1024 * 1024
+"""64 MiB: four times the largest post a PHP or web worker usually accepts, and what 24 workers can send at once
+without a small server running out of memory."""
+
+_Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _name(instance: object, attribute: "attrs.Attribute[Any]") -> str:
+    return f"{type(instance).__name__}.{attribute.name}"
+
+
+def _integer(minimum: int, *, optional: bool = False) -> _Validator:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if optional and value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            also = " or None" if optional else ""
+            raise TypeError(f"{_name(instance, attribute)} must be an int{also}, not {type(value).__name__}")
+        if value < minimum:
+            raise ValueError(f"{_name(instance, attribute)} must be at least {minimum}, not {value}")
+
+    return check
+
+
+def _number(*, zero: bool = False, infinite: bool = False, minimum: float = 0.0, maximum: float = math.inf) -> _Validator:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        name = _name(instance, attribute)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+        if math.isnan(value) or (math.isinf(value) and not infinite):
+            raise ValueError(f"{name} must be finite, not {value}")
+        if value < minimum or (value == 0 and not zero) or value > maximum:
+            range_ = f"from {minimum:g} to {maximum:g}" if maximum < math.inf else f"{'at least' if zero else 'more than'} {minimum:g}"
+            raise ValueError(f"{name} must be {range_}, not {value}")
+
+    return check
+
+
+def _check_command(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    name = _name(instance, attribute)
+    if callable(value):
+        return
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence of arguments such as ['php', 'worker.php'], or a function of the slot, "
+                        f"not {type(value).__name__}")  # fmt: skip
+    check_argv(value, name)
+
+
+def check_argv(argv: object, name: str = "Config.command") -> tuple[Argument, ...]:
+    """Return the arguments as a tuple, or raise an error that names the field."""
+    if isinstance(argv, str | bytes | os.PathLike) or not isinstance(argv, Sequence):
+        raise TypeError(f"{name} must give a sequence of arguments, not {type(argv).__name__}")
+    if not argv:
+        raise ValueError(f"{name} is empty; its first item is the program")
+    for item in argv:
+        if not isinstance(item, str | bytes | os.PathLike):
+            raise TypeError(f"{name} must hold str, bytes or path-like items, not {type(item).__name__}")
+        if (b"\0" if isinstance(raw := os.fspath(item), bytes) else "\0") in raw:  # type: ignore[operator]
+            raise ValueError(f"{name} must not hold a NUL character")
+    if not os.fspath(argv[0]):
+        raise ValueError(f"{name}: the program's name is empty")
+    return tuple(argv)
+
+
+def check_env(env: object, name: str = "Config.env") -> dict[str, str]:
+    """Return the variables as a dict, or raise an error that names the field (and never a value)."""
+    if not isinstance(env, Mapping):
+        raise TypeError(f"{name} must be a mapping of str to str, not {type(env).__name__}")
+    for key, value in env.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"{name} must map str to str; the item {key!r} does not")
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise ValueError(f"{name} has a variable that can't be set: {key!r}")
+    return dict(env)
+
+
+def _check_env(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value is not None and not callable(value):
+        check_env(value, _name(instance, attribute))
+
+
+def _check_cwd(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"{_name(instance, attribute)} must be a path or None, not {type(value).__name__}")
+    if not os.fspath(value):
+        raise ValueError(f"{_name(instance, attribute)} must not be empty")
+
+
+def _instance(kind: type, hint: str = "") -> _Validator:
+    def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        if not isinstance(value, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise TypeError(f"{_name(instance, attribute)} must be {article} {kind.__name__}{hint}, not {type(value).__name__}")
+
+    return check
+
+
+def _check_protocol(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{_name(instance, attribute)} must be a str, not {type(value).__name__}")
+    if value not in PROTOCOLS:
+        raise ValueError(f"{_name(instance, attribute)} must be one of {', '.join(PROTOCOLS)}, not {value!r}")
+
+
+def _check_name(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{_name(instance, attribute)} must be a str, not {type(value).__name__}")
+    if not value or not value.isprintable():
+        raise ValueError(f"{_name(instance, attribute)} must be printable and not empty, not {value!r}")
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0)) or 1
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+@attrs.frozen(kw_only=True)
+class Restart:
+    """How long a slot waits before a worker that helped nobody is replaced, and when the pool gives up.
+
+    After a failed boot, or a death while idle before the first job, the slot waits `initial` seconds, then `factor` times
+    as long each time up to `maximum`, each delay varied by the share `jitter`. A job served, or a worker that lived for `stable_after`
+    seconds, starts the count again. `give_up_after` failed boots in a row in the whole pool end the `open_pool` block
+    with `RestartLimitExceeded`; None means never. With the defaults a slot whose program always fails spawns five
+    times in its first three seconds.
+    """
+
+    initial: float = attrs.field(default=0.1, validator=_number())
+    factor: float = attrs.field(default=2.0, validator=_number(minimum=1.0))
+    maximum: float = attrs.field(default=30.0, validator=_number())
+    jitter: float = attrs.field(default=0.1, validator=_number(zero=True, maximum=1.0))
+    stable_after: float = attrs.field(default=10.0, validator=_number())
+    give_up_after: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
+
+    def __attrs_post_init__(self) -> None:
+        if self.maximum < self.initial:
+            raise ValueError(f"Restart.maximum ({self.maximum}) must not be less than Restart.initial ({self.initial})")
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """What a pool is made of. Every field is checked here: TypeError for a wrong type, ValueError for a wrong value.
+
+    `command`: argv of the worker program, or a function of the slot that returns it, called for each spawn.
+    `num_workers`: how many processes, at least 1; the cores this process may use by default. A replacement may double it for a moment.
+    `max_executions`: jobs a worker begins before it is replaced, job errors included; 1 makes a new process for every job, 0 sets no bound.
+    `allocate_timeout`: seconds a job waits for a free worker, in all; `math.inf` is allowed, 0 is not.
+    `destroy_timeout`: seconds from the stop frame to SIGKILL of the worker's process group; 0 kills at once.
+    `boot_timeout`: seconds from the process's start to its handshake.
+    `max_queue`: more waiting callers than this get `QueueFull` at once; None sets no bound.
+    `factory`: how a worker comes to life and connects.
+    `protocol`: the goridge dialect that the workers speak: "goridge-1", "goridge-2" or "goridge-3".
+    `env`: added to this process's environment for the workers: a mapping, or a function of the slot that returns one.
+    `cwd`: the workers' directory; None inherits.
+    `max_frame_size`: bytes of one frame's payload, either way.
+    `restart`: what happens when workers fail to start.
+    `name`: the pool's name in logs and `repr`.
+    """
+
+    command: Command = attrs.field(validator=_check_command)
+    num_workers: int = attrs.field(factory=available_cores, validator=_integer(1))
+    max_executions: int = attrs.field(default=0, validator=_integer(0))
+    allocate_timeout: float = attrs.field(default=60.0, validator=_number(infinite=True))
+    destroy_timeout: float = attrs.field(default=10.0, validator=_number(zero=True))
+    boot_timeout: float = attrs.field(default=60.0, validator=_number())
+    max_queue: int | None = attrs.field(default=None, validator=_integer(0, optional=True))
+    factory: Factory = attrs.field(factory=PipeFactory, validator=_instance(Factory, " such as PipeFactory()"))
+    protocol: str = attrs.field(default="goridge-3", validator=_check_protocol)
+    env: Environment | None = attrs.field(default=None, validator=_check_env, repr=False)
+    cwd: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = attrs.field(default=None, validator=_check_cwd)
+    max_frame_size: int = attrs.field(default=MAX_FRAME_SIZE, validator=_integer(1))
+    restart: Restart = attrs.field(factory=Restart, validator=_instance(Restart))
+    name: str = attrs.field(default="pool", validator=_check_name)

@@ -1,0 +1,249 @@
+"""The pool's side of a conversation with one worker, without I/O.
+
+Theory. A connection is always in one of five states, and what a frame *is* depends on the state it comes in: the
+dialects have no message types of their own beyond control, error and payload. `_TABLE` is the whole of it: for each
+state, which events may come and where they lead. What the pool says (`send`) moves along the same table. An event that the table does not
+list is a `FrameError`, whoever is to blame, and there is no way on from there: a connection that has been refused
+once is never used again.
+
+    SHAKING    the handshake is out, the worker's is awaited
+    IDLE       the worker owes nothing; any byte from it is too many
+    WAITING    a job is out, the first frame of its outcome is awaited
+    BODY       goridge-1 and -2: the reply's context has come, its body is awaited
+    STREAMING  goridge-3: a part has come and said that more follow
+
+In goridge-3 a reply is one frame; in the older dialects two, so their WAITING goes through BODY. The pool's own
+frames are encoded before a worker is known (`encode_job`), so that a job too large for `max_frame_size` fails where it was submitted.
+"""
+
+import enum
+import json
+import os
+from collections import deque
+from typing import Final, NamedTuple
+
+from ._goridge import (
+    BARE_3,
+    CONTROL,
+    ERROR,
+    JOB_3,
+    MORE,
+    NONE,
+    OLD_CONTROL,
+    OLD_ERROR,
+    PING,
+    PONG,
+    RAW,
+    STOP,
+    STREAM_STOP,
+    Decoder,
+    Frame,
+    FrameError,
+    encode_control,
+    frame_3,
+)
+
+
+class Shaken(NamedTuple):
+    """The worker's half of the handshake: the pid it claims."""
+
+    pid: int
+
+
+class Replied(NamedTuple):
+    """A whole reply, or the last part of a streamed one (`streamed`)."""
+
+    context: bytes
+    body: bytes
+    streamed: bool = False
+
+
+class Part(NamedTuple):
+    """A part of a streamed reply; more follow."""
+
+    context: bytes
+    body: bytes
+
+
+class Failed(NamedTuple):
+    """A job error: the worker is fine."""
+
+    message: bytes
+
+
+class StopAsked(NamedTuple):
+    """The worker did not run the job and asks to be replaced."""
+
+
+Event = Shaken | Replied | Part | Failed | StopAsked
+
+
+class Stage(enum.Enum):
+    """Where a conversation is."""
+
+    SHAKING = "waiting for the handshake"
+    IDLE = "idle"
+    WAITING = "waiting for the reply"
+    BODY = "waiting for the reply's body"
+    STREAMING = "in the middle of a streamed reply"
+
+
+_TABLE: Final[dict[Stage, dict[type[Event] | str, Stage]]] = {
+    Stage.SHAKING: {Shaken: Stage.IDLE},
+    Stage.IDLE: {"job": Stage.WAITING},
+    Stage.WAITING: {
+        "context": Stage.BODY,
+        Replied: Stage.IDLE,
+        Failed: Stage.IDLE,
+        StopAsked: Stage.IDLE,
+        Part: Stage.STREAMING,
+    },
+    Stage.BODY: {Replied: Stage.IDLE, StopAsked: Stage.IDLE},
+    Stage.STREAMING: {Part: Stage.STREAMING, Replied: Stage.IDLE, Failed: Stage.IDLE},
+}
+
+# The first bytes that may come in each state. In the older dialects byte 0 is the flags, so they are judged whole.
+_LEGAL_OLD: Final = {
+    Stage.SHAKING: frozenset((OLD_CONTROL, OLD_CONTROL | RAW)),
+    Stage.IDLE: frozenset[int](),
+    Stage.WAITING: frozenset((OLD_CONTROL | RAW, OLD_CONTROL | NONE, OLD_CONTROL | OLD_ERROR | RAW)),
+    Stage.BODY: frozenset((RAW, NONE)),
+    Stage.STREAMING: frozenset[int](),
+}
+_LEGAL_3: Final = {
+    Stage.SHAKING: frozenset((BARE_3,)),
+    Stage.IDLE: frozenset[int](),
+    Stage.WAITING: frozenset((BARE_3, JOB_3)),
+    Stage.BODY: frozenset[int](),
+    Stage.STREAMING: frozenset((BARE_3, JOB_3)),
+}
+_NO_BITS: Final = frozenset((0,))
+_REPLY_BITS: Final = frozenset((0, MORE, PING, MORE | PING))
+
+HANDSHAKE_LIMIT: Final = 1024
+"""Largest handshake believed, in bytes: `{"pid":N}` takes 20, and a stranger on a listener gets no more of our memory."""
+
+STOP_STREAM: Final = frame_3(0, b"", STREAM_STOP)
+PONG_FRAME: Final = frame_3(0, b"", PONG)
+
+
+class Conversation:
+    """One connection's state: give it the bytes that came, take the events they make.
+
+    `send(what)` tells it that the pool has begun to write a job. `answers` collects what the protocol obliges us to write back (pongs).
+    """
+
+    __slots__ = ("_context", "_decoder", "_legal", "_limit", "_old", "answers", "protocol", "stage")
+
+    def __init__(self, protocol: str, max_frame_size: int) -> None:
+        self.protocol = protocol
+        self.stage = Stage.SHAKING
+        self.answers: deque[bytes] = deque()
+        self._old = protocol != "goridge-3"
+        self._legal = _LEGAL_OLD if self._old else _LEGAL_3
+        self._limit = max_frame_size
+        self._context = b""
+        self._decoder = Decoder(protocol, HANDSHAKE_LIMIT, self._legal[Stage.SHAKING], _NO_BITS)
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.protocol}: {self.stage.value}>"
+
+    def handshake(self) -> bytes:
+        """Return the frame that opens the conversation: the pool's own pid."""
+        return encode_control(self.protocol, b'{"pid":%d}' % os.getpid())
+
+    def stop(self) -> bytes:
+        """Return the frame that ends a worker softly."""
+        return encode_control(self.protocol, STOP)
+
+    def begin_job(self) -> None:
+        """Note that a job is on its way to the worker."""
+        self._move("job")
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the worker."""
+        self._decoder.receive(data)
+
+    def next_event(self) -> Event | None:
+        """Return the next event, None where bytes are missing, or raise `FrameError`."""
+        while (frame := self._decoder.next_frame()) is not None:
+            event = self._interpret_old(frame) if self._old else self._interpret(frame)
+            if event is not None:
+                return event
+        return None
+
+    @property
+    def leftover(self) -> bytes:
+        """What has arrived and belongs to no event yet."""
+        return self._decoder.leftover
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have arrived that belong to no event yet."""
+        return self._decoder.pending
+
+    def _move(self, what: type[Event] | str) -> None:
+        try:
+            stage = _TABLE[self.stage][what]
+        except KeyError:
+            name = what if isinstance(what, str) else what.__name__
+            raise FrameError(f"{name} can't come while {self.stage.value}", self._decoder.leftover) from None
+        if stage is not self.stage:
+            self.stage = stage
+            self._decoder.legal = self._legal[stage]
+
+    def _interpret(self, frame: Frame) -> Event | None:
+        flags = frame.flags
+        event: Event
+        if self.stage is Stage.SHAKING:
+            if not flags & CONTROL:
+                raise FrameError("the handshake is not a control frame", frame.body)
+            return self._shake(frame.body)
+        if flags & CONTROL:
+            raise FrameError(f"a control frame can't come while {self.stage.value}", frame.body)
+        bits = frame.bits
+        if bits & PING:
+            self.answers.append(PONG_FRAME)
+        if flags & ERROR:
+            if bits & MORE:
+                raise FrameError("an error frame can't say that more parts follow", frame.body)
+            event = Failed(frame.body)
+        elif bits & MORE:
+            event = Part(frame.context, frame.body)
+        elif self.stage is Stage.WAITING and not frame.body and frame.context == STOP:
+            event = StopAsked()
+        else:
+            event = Replied(frame.context, frame.body, self.stage is Stage.STREAMING)
+        self._move(type(event))
+        return event
+
+    def _interpret_old(self, frame: Frame) -> Event | None:
+        flags = frame.flags
+        if self.stage is Stage.SHAKING:
+            return self._shake(frame.body)
+        event: Event
+        if self.stage is Stage.WAITING:
+            if not flags & OLD_ERROR:
+                self._context = frame.body
+                self._move("context")
+                return None
+            event = Failed(frame.body)
+        elif not frame.body and self._context == STOP:
+            event = StopAsked()
+        else:
+            event = Replied(self._context, frame.body)
+        self._context = b""
+        self._move(type(event))
+        return event
+
+    def _shake(self, payload: bytes) -> Event:
+        try:
+            pid = json.loads(payload)["pid"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pid = None
+        if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 1 << 31:
+            raise FrameError('the handshake is not {"pid":N}', payload)
+        self._move(Shaken)
+        self._decoder.max_frame_size = self._limit
+        self._decoder.legal_bits = _NO_BITS if self._old else _REPLY_BITS
+        return Shaken(pid)

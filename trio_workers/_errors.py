@@ -1,0 +1,121 @@
+"""What can go wrong, each with one meaning. The texts are for whoever is woken at 3 a.m."""
+
+import signal as _signal
+
+import trio
+
+
+class WorkersError(Exception):
+    """Base of all errors of trio_workers."""
+
+
+class JobError(WorkersError):
+    """The job failed; the worker is fine and stays.
+
+    `message` is what the worker sent, as bytes; `str()` shows it as text.
+    """
+
+    def __init__(self, message: bytes | str = b"") -> None:
+        self.message: bytes = message.encode() if isinstance(message, str) else bytes(message)
+        super().__init__(self.message.decode("utf-8", "replace"))
+
+    def __reduce__(self) -> tuple[type["JobError"], tuple[bytes]]:
+        return type(self), (self.message,)
+
+
+class AllocateTimeout(WorkersError, trio.TooSlowError):
+    """No worker became free for the job within `Config.allocate_timeout`. The job did not start: a retry is safe."""
+
+    started: bool = False
+    last_spawn_error: "SpawnError | None" = None
+    """The last failed start of a worker since one served, if that is why nobody was free."""
+
+
+class QueueFull(WorkersError):
+    """More callers were waiting than `Config.max_queue` allows. The job did not start."""
+
+    started: bool = False
+
+
+class JobTimeout(WorkersError, trio.TooSlowError):
+    """The job ran longer than `exec_ttl`; its worker was killed."""
+
+    started: bool = True
+
+
+class WorkerError(WorkersError):
+    """The worker is gone.
+
+    `pid`, `slot`: which one (None where there was no process).
+    `returncode`: its exit status; minus the signal's number where a signal ended it; None where somebody else took the status.
+    `signal`: the signal that ended it, or None.
+    `stderr`: the last lines it wrote there.
+    `phase`: what it was doing: spawn, handshake, idle, writing, running, streaming, leased or retiring.
+    `started`: whether the job began: True, False (proved, so a retry is safe) or None (nobody can know).
+    """
+
+    pid: int | None = None
+    slot: int | None = None
+    returncode: int | None = None
+    stderr: str = ""
+    phase: str = ""
+    started: bool | None = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        pid: int | None = None,
+        slot: int | None = None,
+        returncode: int | None = None,
+        stderr: str = "",
+        phase: str = "",
+        started: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.slot = slot
+        self.returncode = returncode
+        self.stderr = stderr
+        self.phase = phase
+        self.started = started
+        if stderr:
+            self.add_note(f"The last lines of its stderr:\n{stderr}")
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended the process, or None."""
+        return -self.returncode if self.returncode is not None and self.returncode < 0 else None
+
+
+class SpawnError(WorkerError):
+    """A worker never became ready. Raised only where a worker is asked for: `open_pool`, `open_worker`."""
+
+
+class WorkerCrashed(WorkerError):
+    """The worker's process ended under a job."""
+
+
+class RelayError(WorkerError):
+    """The worker broke the protocol and was killed. The text shows the first bytes it sent instead."""
+
+
+class RestartLimitExceeded(WorkersError):
+    """The pool gave up: `Restart.give_up_after` boots in a row failed. Leaves the `open_pool` block; the cause is the last `SpawnError`."""
+
+
+class TrioWorkersInternalError(WorkersError):
+    """A bug in trio_workers. Please report it, with its causes."""
+
+
+def how_it_ended(returncode: int | None) -> str:
+    """Say an exit status in words: "exited with status 3", "was killed by SIGKILL"."""
+    if returncode is None:
+        return "ended; its exit status was taken by someone else in this process"
+    if returncode >= 0:
+        return f"exited with status {returncode}"
+    try:
+        name = _signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"was killed by {name}"

@@ -1,0 +1,490 @@
+"""The way of a job, in its caller's own task: get a worker, see the job through, end.
+
+`see_through` is the only exchange there is. It starts from any half-state a job can be in (waiting, given a worker, written
+in part by somebody else, written whole, over) and goes on from there, so it does not matter who wrote first: an `exec` that found a
+worker free wrote its own job, one that waited finds it written by whoever took the reply before it (`begin`, called from
+the pool's `_carry_out`). `exec`, streams, leases, single workers and maps all go through it.
+
+Whoever reads a whole outcome settles it in one synchronous block (`_settle`): the roster gives the seat's next job its
+place, `begin` writes that job, its task is woken. Whoever sees the end of a relay, or garbage, decides nothing: it reports the
+worker as suspect and waits until the worker's own task has told how it ended.
+
+Bells. A job that waits is woken over a memory channel of its own (buffer 1, kept and used again). A message is a mere
+wake-up; the truth is in `job.state`. So a deadline or a cancel that comes in the same pass as a worker loses nothing: whatever exception
+came first, what happens next is decided by the state (`abandon`).
+"""
+
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+
+import attrs
+import trio
+
+from ._conversation import Event, Failed, Part, Replied, StopAsked
+from ._errors import (
+    AllocateTimeout,
+    JobError,
+    QueueFull,
+    RelayError,
+    WorkerCrashed,
+    WorkerError,
+    WorkersError,
+    how_it_ended,
+)
+from ._goridge import FrameError
+from ._relay import Line, LineEnded
+from ._roster import ASSIGNED, DONE, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
+
+T = TypeVar("T")
+
+KEPT_BELLS: Final = 1024
+"""Bells kept for the next jobs that wait: about 1 kB each."""
+
+STREAM_FLUSH: Final = 1.0
+"""Seconds a trio stream gets to confirm bytes whose answer has come already."""
+
+Outcome = Replied | Failed | Part
+
+
+class Answer(Protocol):
+    """What a codec's `decode` gets: a whole reply or a part of one."""
+
+    @property
+    def context(self) -> bytes: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+@attrs.frozen
+class Ending:
+    """How a worker's process ended."""
+
+    returncode: int | None
+    stderr: str = ""
+
+
+class Bell:
+    """How a waiting job's task is woken."""
+
+    __slots__ = ("receive", "send")
+
+    def __init__(self) -> None:
+        self.send, self.receive = trio.open_memory_channel[None](1)
+
+
+class Exchange:
+    """Takes jobs through the pool."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        carry_out: Callable[[Actions], None],
+        background: Callable[..., None],
+        explain: Callable[[Job], Exception],
+        *,
+        allocate_timeout: float,
+        destroy_timeout: float,
+    ) -> None:
+        self._roster = roster
+        self._carry_out = carry_out
+        self._background = background
+        self._explain = explain
+        self._allocate_timeout = allocate_timeout
+        self._destroy_timeout = destroy_timeout
+        self._bells: list[Bell] = []
+
+    # a whole job
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, job: Job, seat: Seat | None = None) -> Replied:
+        """Run a job to its reply: on any worker, or on a leased `seat`. Raise what else becomes of it."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self.enter(job, seat)
+        try:
+            outcome = await self.see_through(job)
+        except BaseException as error:
+            self._roster.outcomes[_OUTCOMES.get(type(error), "cancelled")] += 1
+            self.abandon(job)
+            raise
+        self.hang_up(job)
+        if type(outcome) is Replied:
+            self._roster.outcomes["replied"] += 1
+            return outcome
+        self._roster.outcomes["failed"] += 1
+        if type(outcome) is Failed:
+            raise JobError(outcome.message)
+        self.leave(job)
+        raise JobError(b"the worker streams its reply; take it with stream() instead of exec()")
+
+    def enter(self, job: Job, seat: Seat | None = None) -> None:
+        """Hand a job in. Raise where it is not taken."""
+        roster = self._roster
+        actions = roster.submit(job) if seat is None else roster.submit_to(seat, job)
+        if actions:
+            self._carry_out(actions)
+        if job.state is DONE:
+            roster.outcomes[_ENDS[job.end]] += 1
+            raise self._explain(job)
+
+    async def wait_for_worker(self, job: Job) -> None:
+        """Wait until a job that was handed in has its worker, and begin it. On an error the job is over."""
+        try:
+            while job.state is WAITING or (job.state is ASSIGNED and not job.lease):
+                await self._move_on(job)
+            if job.state is DONE:
+                raise self._explain(job)
+        except BaseException as error:
+            self._roster.outcomes[_OUTCOMES.get(type(error), "cancelled")] += 1
+            self.abandon(job)
+            raise
+
+    async def see_through(self, job: Job) -> Outcome:
+        """Return the job's next outcome, from whatever half-state it is in; raise what else becomes of it."""
+        while True:
+            state = job.state
+            if state is WAITING or state is ASSIGNED:
+                await self._move_on(job)
+                continue
+            seat = job.seat
+            if seat is None:
+                raise self._explain(job)
+            line = seat.worker.line
+            if line is None:
+                raise self._explain(job)
+            try:
+                event = None
+                if line.has_more:
+                    await trio.lowlevel.checkpoint()
+                    event = line.take()
+                if event is None:
+                    if job.state is DONE:
+                        raise self._explain(job)
+                    event = await self._next_event(line)
+            except (LineEnded, OSError) as error:
+                await self._suspect(job, seat, str(error) or "it closed its relay", grace=True)
+                continue
+            except FrameError as error:
+                await self._suspect(job, seat, error, grace=False)
+                continue
+            except trio.ClosedResourceError:
+                await self._wait_for_news(job, seat)
+                continue
+            if type(event) is Part:
+                job.streaming = True
+                return event
+            if job.state is not DONE:
+                self._settle(job, seat, line, event)
+            if type(event) is Replied or type(event) is Failed:
+                return event
+
+    # its parts
+
+    async def _move_on(self, job: Job) -> None:
+        """Get a job from waiting, or from being given a worker, to the wire."""
+        if job.state is ASSIGNED:
+            self.begin(job)
+            return
+        bell = job.bell
+        if bell is None:
+            bell = job.bell = self._bells.pop() if self._bells else Bell()
+        with trio.move_on_after(max(0.0, self._allocate_timeout - job.waited)):
+            while job.state is WAITING:
+                await bell.receive.receive()
+                job.rung = False
+        if job.state is WAITING:
+            error = self._explain(job)
+            self._carry_out(self._roster.cancelled(job))
+            raise error
+
+    def begin(self, job: Job) -> None:
+        """Write a job that has been given a worker, as far as that goes at once."""
+        seat = job.seat
+        assert seat is not None
+        line = seat.worker.line
+        assert line is not None
+        why = line.begin(job.frames)
+        if why is None:
+            job.state = WRITTEN
+        else:
+            self._carry_out(self._roster.refused(seat, job, line.fault or why))
+
+    async def _next_event(self, line: Line) -> Event:
+        """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small."""
+        if not line.whole:
+            return await self._write_while_reading(line)
+        while True:
+            await line.relay.wait_readable()
+            event = line.read()
+            if event is not None:
+                return event
+
+    async def _write_while_reading(self, line: Line) -> Event:
+        """A job larger than the relay takes: a worker that answers while it reads must not bring both to a stop."""
+        result: Event | BaseException | None = None
+        flushed = trio.Event()
+
+        async def flush() -> None:
+            await line.flush()
+            flushed.set()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flush)
+                try:
+                    while result is None:
+                        await line.relay.wait_readable()
+                        result = line.read()
+                    if line.relay.unsent:
+                        with trio.move_on_after(STREAM_FLUSH):
+                            await flushed.wait()
+                except BaseException as error:
+                    result = error
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:  # `flush` raises nothing but Cancelled
+            result = result if isinstance(result, BaseException) else group.exceptions[0]
+        if isinstance(result, BaseException):
+            raise result
+        assert result is not None
+        return result
+
+    async def _suspect(self, job: Job, seat: Seat, why: BaseException | str, *, grace: bool) -> None:
+        if job.state is WRITTEN and job.seat is seat:
+            self._carry_out(self._roster.suspect(seat, why, grace=grace))
+        await self._wait_for_news(job, seat)
+
+    async def _wait_for_news(self, job: Job, seat: Seat) -> None:
+        """Wait until the worker's end has been told, and so what becomes of the job."""
+        if job.state is WRITTEN and job.seat is seat and job.bell is None:
+            job.bell = self._bells.pop() if self._bells else Bell()
+        while job.state is WRITTEN and job.seat is seat:
+            await job.bell.receive.receive()
+            job.rung = False
+
+    def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
+        """Take note of a whole outcome and hand the worker on, in one synchronous block."""
+        dirt: FrameError | None = None
+        if not line.clean:
+            if line.conversation.pending:
+                dirt = FrameError("it sent more than the job's answer", line.conversation.leftover)
+            else:
+                dirt = FrameError("it answered before it had read the whole job", b"")
+            line.fault = dirt
+        if type(event) is StopAsked:
+            actions = self._roster.stop_requested(seat, job, dirt)
+        else:
+            actions = self._roster.replied(seat, job, dirt)
+        if actions:
+            self._carry_out(actions)
+
+    # its end
+
+    def abandon(self, job: Job) -> None:
+        """The caller has gone, by whatever exception: what becomes of the worker follows from where the job is.
+
+        Waiting: the job leaves the queue. Given a worker, nothing written: the worker goes back. Written: one last look, and
+        a whole reply means a clean worker, which stays; else it is killed.
+        """
+        if job.state is WRITTEN and not job.streaming:
+            self._last_look(job)
+        if job.state is not DONE:
+            self._carry_out(self._roster.cancelled(job))
+        self.hang_up(job)
+
+    def _last_look(self, job: Job) -> None:
+        seat = job.seat
+        line = None if seat is None else seat.worker.line
+        if seat is None or line is None or not line.whole:
+            return
+        try:
+            event = line.take() or line.read()
+        except (LineEnded, FrameError, OSError):
+            return
+        if event is not None and type(event) is not Part:
+            job.bound = True  # nobody is left to hand it on for
+            self._settle(job, seat, line, event)
+
+    def leave(self, job: Job) -> None:
+        """The caller wants no more of a reply that is under way: read it to its end behind its back, and keep the worker."""
+        if job.state is not WRITTEN:
+            self.abandon(job)
+            return
+        job.bound = True
+        self._background(self._read_out, job)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _read_out(self, job: Job) -> None:
+        """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
+        try:
+            with trio.move_on_after(self._destroy_timeout):
+                asked = False
+                while job.state is not DONE:
+                    line = None if job.seat is None else job.seat.worker.line
+                    if job.streaming and not asked and line is not None:
+                        line.stop_stream()
+                        asked = True
+                    await self.see_through(job)
+        except WorkersError:
+            pass  # the worker's end has been told already, and nobody waits for this job
+        finally:
+            self.abandon(job)
+
+    def hang_up(self, job: Job) -> None:
+        """Give the job's bell back, without the message that nobody took."""
+        bell = job.bell
+        if bell is None:
+            return
+        job.bell = None
+        if job.rung:
+            job.rung = False
+            bell.receive.receive_nowait()
+        if len(self._bells) < KEPT_BELLS:
+            self._bells.append(bell)
+
+    def ring(self, job: Job) -> None:
+        """Wake the job's task, if it waits or soon will."""
+        if job.bell is not None and not job.rung:
+            job.rung = True
+            job.bell.send.send_nowait(None)
+
+
+class Parts(Generic[T]):
+    """The reply of one job, part by part: an async iterator, inside its `async with`.
+
+    The worker is held back by the relay while nobody asks for the next part. Leaving by `break`, return or an error asks the
+    worker to end the stream, and the pool reads on to its last frame within `destroy_timeout`, so that the worker stays.
+    Leaving by a cancel kills the worker. Cancelling `__anext__` alone loses no part.
+    """
+
+    _exchange: Exchange
+    _job: Job
+    _seat: Seat | None
+    _decode: Callable[[Answer], T]
+    _over: bool
+
+    def __init__(self) -> None:
+        raise TypeError("Parts has no public constructor; it comes from stream()")
+
+    @classmethod
+    def _create(cls, exchange: Exchange, job: Job, decode: Callable[[Answer], T], seat: Seat | None = None) -> "Parts[T]":
+        self: Parts[T] = object.__new__(cls)
+        self._exchange = exchange
+        self._job = job
+        self._seat = seat
+        self._decode = decode
+        self._over = False
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Self:
+        await trio.lowlevel.checkpoint()
+        self._exchange.enter(self._job, self._seat)
+        await self._exchange.wait_for_worker(self._job)
+        return self
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> T:
+        """Return the next part. Raise `JobError` or `WorkerError` where the stream ends with one."""
+        if self._over:
+            await trio.lowlevel.checkpoint()
+            raise StopAsyncIteration
+        try:
+            outcome = await self._exchange.see_through(self._job)
+        except WorkersError:
+            self._over = True
+            raise
+        if type(outcome) is Part:
+            return self._decode(outcome)
+        self._over = True
+        if type(outcome) is Failed:
+            raise JobError(outcome.message)
+        assert type(outcome) is Replied
+        if outcome.streamed and not outcome.body and not outcome.context:
+            raise StopAsyncIteration  # a mere end
+        return self._decode(outcome)
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        job = self._job
+        if error is None or isinstance(error, Exception):
+            self._exchange.leave(job)
+        else:
+            self._exchange.abandon(job)
+        self._over = True
+
+
+def explain_end(job: Job) -> WorkerError:
+    """Say what became of a job whose worker is gone, or was handed on too often."""
+    seat = job.seat
+    assert seat is not None
+    ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
+    what = "a job" if job.label is None else f"the job {job.label!r}"
+    if job.end is End.RETIRED:
+        again = "the worker asked" if job.bound else f"{job.hand_ons + 1} workers in a row asked"
+        return WorkerError(
+            f"{again} to be replaced instead of running {what}; it did not start, so a retry is safe",
+            pid=seat.worker.pid, slot=seat.slot, stderr=ending.stderr, phase="retiring", started=False,
+            returncode=ending.returncode,
+        )  # fmt: skip
+    return describe(seat, ending, phase=job.phase, what=what, started=job.proof)
+
+
+def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started: bool | None = False) -> WorkerError:
+    """Build the error for a worker that is gone: who, where, how, its last words, and what next."""
+    worker = seat.worker
+    who = f"worker {worker.pid} (slot {seat.slot})"
+    doing = {
+        "idle": "while it was idle",
+        "writing": f"while {what} was being written to it",
+        "running": f"while it ran {what}",
+        "streaming": f"in the middle of its streamed reply to {what}",
+        "leased": "while it was leased",
+        "retiring": "while it was being stopped",
+    }.get(phase, f"({phase})")
+    facts = {"pid": worker.pid, "slot": seat.slot, "returncode": ending.returncode, "stderr": ending.stderr}
+    fault = seat.fault
+    if isinstance(fault, BaseException):
+        hint, ended = "", seat.ending is not None or ending.returncode is not None
+        if isinstance(fault, FrameError) and fault.received[:1].isascii() and fault.received[:1].isalpha():
+            hint = " Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; write to stderr instead."
+        return RelayError(
+            f"{who} broke the protocol {doing}: {fault}.{hint} It {how_it_ended(ending.returncode) if ended else 'is being killed'}.{_next_step(started)}",
+            phase=phase, started=started, **facts,
+        )  # fmt: skip
+    closed = isinstance(fault, str) and seat.reason == "closed its relay"
+    how = "closed its relay without ending and was killed" if closed else how_it_ended(ending.returncode)
+    if seat.planned and seat.reason:
+        how += f" ({seat.reason})"
+    elif ending.returncode == -9 and not closed:
+        how += " (nobody here sent it: the kernel's out-of-memory killer does, and says so in its log)"
+    elif ending.returncode == 0:
+        how += " (it left by itself, without an answer: does it call exit, or take this job's body for its end?)"
+    return WorkerCrashed(f"{who} {how} {doing}.{_next_step(started)}", phase=phase, started=started, **facts)
+
+
+def _next_step(started: bool | None) -> str:
+    if started is False:
+        return " The job had not started: a retry is safe."
+    if started:
+        return " The job had started: retry only if running it twice does no harm."
+    return " Nobody can know whether the job had started: retry only if running it twice does no harm."
+
+
+_OUTCOMES: Final[dict[type[BaseException], str]] = {
+    AllocateTimeout: "allocate_timeout",
+    WorkerCrashed: "crashed",
+    RelayError: "relay_error",
+    WorkerError: "retired",
+    trio.ClosedResourceError: "closed",
+}
+_ENDS: Final[dict[Any, str]] = {
+    End.CLOSED: "closed",
+    End.QUEUE_FULL: "queue_full",
+    End.CRASHED: "crashed",
+    End.RETIRED: "retired",
+}

@@ -1,0 +1,193 @@
+"""Bounded streams of jobs: a source goes in, results come out, and no more than a window is under way."""
+
+import inspect
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import trio
+
+Item = TypeVar("Item")
+T = TypeVar("T")
+
+
+class Results(Generic[T]):
+    """The results of a map: an async iterator, inside its `async with`. Several tasks may take from it."""
+
+    _run: Callable[[Any], Awaitable[T]]
+    _source: Iterator[Any] | AsyncIterator[Any]
+    _ordered: bool
+    _return_exceptions: bool
+
+    def __init__(self) -> None:
+        raise TypeError("Results has no public constructor; it comes from map()")
+
+    @classmethod
+    def _create(
+        cls,
+        run: Callable[[Item], Awaitable[T]],
+        source: Iterator[Item] | AsyncIterator[Item],
+        *,
+        ordered: bool,
+        window: int,
+        return_exceptions: bool,
+    ) -> "Results[T]":
+        self: Results[T] = object.__new__(cls)
+        self._run = run
+        self._source = source
+        self._ordered = ordered
+        self._return_exceptions = return_exceptions
+        self._room = trio.Semaphore(window)
+        self._turn = trio.StrictFIFOLock()
+        self._taken = 0
+        self._delivered = 0
+        self._exhausted = False
+        self._source_error: Exception | None = None
+        self._by_index: dict[int, tuple[T | None, Exception | None]] = {}
+        self._as_ready: deque[tuple[T | None, Exception | None]] = deque()
+        self._news = trio.lowlevel.ParkingLot()
+        return self
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    @trio.lowlevel.enable_ki_protection
+    async def __anext__(self) -> T:
+        """Return the next result. Cancelling loses none."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._ordered:
+                outcome = self._by_index.pop(self._delivered, None)
+            else:
+                outcome = self._as_ready.popleft() if self._as_ready else None
+            if outcome is not None:
+                return self._deliver(*outcome)
+            if self._exhausted and self._delivered >= self._taken:
+                error, self._source_error = self._source_error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            await self._news.park()
+
+    def _deliver(self, result: T | None, error: Exception | None) -> T:
+        self._delivered += 1
+        self._room.release()
+        if error is None:
+            return result  # type: ignore[return-value]
+        if self._return_exceptions:
+            return error  # type: ignore[return-value]
+        self._close()
+        raise error
+
+    def _close(self) -> None:
+        """After an error nothing follows."""
+        self._exhausted = True
+        self._delivered = self._taken
+        self._by_index.clear()
+        self._as_ready.clear()
+        self._source_error = None
+        self._news.unpark_all()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _work(self) -> None:
+        """One of as many tasks as there are workers: take an item when there is room in the window, run it, put the result down."""
+        while True:
+            async with self._turn:
+                await self._room.acquire()
+                if self._exhausted:
+                    return
+                try:
+                    item = await self._take()
+                except Exception as error:
+                    if not isinstance(error, StopIteration | StopAsyncIteration):
+                        self._source_error = error
+                    self._exhausted = True
+                    self._news.unpark_all()
+                    return
+                if self._exhausted:
+                    return  # a result was an error, and ended the map meanwhile
+                index = self._taken
+                self._taken += 1
+            result: T | None = None
+            failure: Exception | None = None
+            try:
+                result = await self._run(item)
+            except Exception as error:
+                failure = error
+            del item
+            if self._exhausted and index < self._delivered:
+                return
+            if self._ordered:
+                self._by_index[index] = (result, failure)
+                if index != self._delivered:
+                    continue
+            else:
+                self._as_ready.append((result, failure))
+            self._news.unpark_all()
+
+    @trio.lowlevel.disable_ki_protection
+    async def _take(self) -> Any:
+        if isinstance(self._source, AsyncIterator):
+            return await anext(self._source)
+        try:
+            return next(self._source)
+        except StopIteration:
+            raise StopAsyncIteration from None  # a coroutine can't raise the other one
+
+
+def open_map(
+    run: Callable[[Item], Awaitable[T]],
+    source: Iterable[Item] | AsyncIterable[Item],
+    *,
+    ordered: bool,
+    window: int,
+    width: int,
+    return_exceptions: bool,
+) -> AbstractAsyncContextManager[Results[T]]:
+    """Run `run(item)` for each item of the source, at most `width` side by side and `window` taken and not delivered."""
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise TypeError(f"window must be an int or None, not {type(window).__name__}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
+    iterator: Iterator[Item] | AsyncIterator[Item]
+    if isinstance(source, AsyncIterable):
+        iterator = aiter(source)
+    elif isinstance(source, Iterable):
+        iterator = iter(source)
+    else:
+        raise TypeError(f"map takes an iterable or an async iterable, not {type(source).__name__}")
+    results = Results[T]._create(  # pyright: ignore[reportPrivateUsage]
+        run, iterator, ordered=ordered, window=window, return_exceptions=return_exceptions
+    )
+    return _block(results, min(width, window), iterator)
+
+
+@asynccontextmanager
+async def _block(
+    results: Results[T], tasks: int, source: Iterator[Any] | AsyncIterator[Any]
+) -> AsyncGenerator[Results[T]]:
+    """As in `open_core`, nothing of the user's enters the nursery, so nothing of it leaves in a group."""
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                for _ in range(tasks):
+                    nursery.start_soon(results._work)  # pyright: ignore[reportPrivateUsage]
+                yield results
+            except BaseException as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if (others := group.split(trio.Cancelled)[1]) is not None:
+            # KeyboardInterrupt or the like, from the source's own code
+            failure = failure if isinstance(failure, Exception) else others.exceptions[0]
+        failure = failure or group.exceptions[0]
+    finally:
+        results._close()  # pyright: ignore[reportPrivateUsage]
+        if inspect.isasyncgen(source):
+            await source.aclose()
+        elif inspect.isgenerator(source):
+            source.close()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,114 @@
+"""What goes in, what comes out, and what a worker looks like from outside."""
+
+import enum
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import attrs
+
+from ._goridge import STOP
+
+STOP_REQUEST: Final = STOP
+"""Context of a worker's answer that asks for its own replacement: the job did not run, the pool hands it on."""
+
+Buffer = bytes | bytearray | memoryview
+"""What a payload may be made of."""
+
+
+def _to_bytes(value: Buffer | None) -> bytes:
+    """Take any bytes-like object; `None` and `b""` are one. A copy is made of what could change later."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        raise TypeError("expected bytes, not str; encode it first, for instance with .encode()")
+    try:
+        return bytes(memoryview(value))
+    except TypeError:
+        raise TypeError(f"expected bytes-like data or None, not {type(value).__name__}") from None
+
+
+def _field(name: str) -> Callable[[Buffer | None], bytes]:
+    def convert(value: Buffer | None) -> bytes:
+        try:
+            return _to_bytes(value)
+        except TypeError as error:
+            raise TypeError(f"Payload.{name}: {error}") from None
+
+    return convert
+
+
+@attrs.frozen
+class Payload:
+    """What is carried to a worker and back: a binary `body` and a binary `context`.
+
+    Both are bytes-like; `None` and `b""` mean the same. `str` is a `TypeError`: the wire carries bytes. Mutable
+    buffers are copied, so that what is sent is what was given.
+    """
+
+    body: bytes = attrs.field(default=b"", converter=_field("body"))
+    context: bytes = attrs.field(default=b"", converter=_field("context"))
+
+
+class WorkerState(enum.IntEnum):
+    """A worker's state, with the numbers of RoadRunner's pool."""
+
+    INACTIVE = 0
+    """No job can be taken: starting, or on its way out."""
+    READY = 1
+    """Free."""
+    WORKING = 2
+    """On a job."""
+    STOPPED = 3
+    """Ended by a soft stop."""
+    ERRORED = 4
+    """Died or was killed."""
+
+
+class WorkerEvent(enum.IntEnum):
+    """What an observer is told about a worker."""
+
+    CREATED = 0
+    """The handshake is done. Context: None."""
+    DESTRUCT = 1
+    """The process is about to be ended or reaped, once for each CREATED. Context: the reason, a string."""
+    ERROR = 2
+    """Something went wrong with a worker. Context: the exception."""
+
+
+class State:
+    """A live, read-only view of a worker's state. You get one from `Worker.state`."""
+
+    __slots__ = ("_read",)
+
+    _read: Callable[[], tuple[WorkerState, int, float]]
+
+    def __init__(self) -> None:
+        raise TypeError("State has no public constructor; it comes from Worker.state")
+
+    @classmethod
+    def _create(cls, read: Callable[[], tuple[WorkerState, int, float]]) -> "State":
+        self = object.__new__(cls)
+        self._read = read
+        return self
+
+    @property
+    def value(self) -> WorkerState:
+        """The state now."""
+        return self._read()[0]
+
+    @property
+    def num_execs(self) -> int:
+        """How many jobs the worker has begun, failed ones included."""
+        return self._read()[1]
+
+    @property
+    def updated(self) -> datetime:
+        """When the state last changed: an aware datetime in UTC."""
+        return datetime.fromtimestamp(self._read()[2], UTC)
+
+    def __repr__(self) -> str:
+        value, num_execs, _ = self._read()
+        return f"<State {value.name}: {num_execs} jobs>"

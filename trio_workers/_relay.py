@@ -1,0 +1,466 @@
+"""The bytes of a conversation: over raw file descriptors, and over any trio stream.
+
+A `Relay` moves bytes and knows nothing of frames. Its calls come in two kinds: `*_now` do what can be done at once and
+never wait, `wait_*` wait and do nothing. That split is what makes a job cheap (write, `wait_readable`, read: one pass
+of trio's run loop, where a stream's `send_all` and `receive_some` take two or three) and a hand-over possible: whoever
+takes a reply writes the next job synchronously, before anybody is woken.
+
+A `Line` is a relay together with its conversation, as a job sees it: write me, what came back, did I start.
+"""
+
+import errno
+import os
+import select
+import socket
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import trio
+
+from . import _platform
+from ._conversation import STOP_STREAM, Conversation, Event, FrameError, Shaken, Stage
+from ._goridge import printable
+
+READ_SIZE: Final = 64 * 1024
+"""Bytes asked for in one read: a pipe's default capacity, and below malloc's threshold for a fresh mapping."""
+
+READS_IN_A_ROW: Final = 64
+"""Reads of one large reply (4 MiB) before other tasks get their turn."""
+
+LAST_WORDS: Final = 4 * 1024 * 1024
+"""Bytes read from a dead worker's relay: more than a pipe or socket holds, so that only a surviving grandchild who
+keeps on writing is cut short."""
+
+_WOULD_BLOCK: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
+
+
+class LineEnded(Exception):
+    """The relay is at its end: the worker closed it, died, or we closed it."""
+
+
+class Relay(ABC):
+    """Bytes to and from one worker.
+
+    `write_now` and `read_now` never wait; `wait_readable` and `wait_writable` are full checkpoints, can be cancelled,
+    and raise `trio.ClosedResourceError` once `wake` or `close` was called.
+    """
+
+    closed: bool = False
+    unsent: bool = False
+    """Whether bytes taken by `write_now` are still with us (only for streams, which send in the background of a wait)."""
+
+    @abstractmethod
+    def write_now(self, data: bytes | memoryview) -> int:
+        """Write what can be written at once and return how many bytes that was, 0 where it would wait. Raise `OSError`
+        where nobody reads any more."""
+
+    @abstractmethod
+    def read_now(self, size: int) -> bytes | None:
+        """Return at most `size` bytes of what is there, None where there is nothing, `b""` at the end."""
+
+    @abstractmethod
+    def has_input(self) -> bool:
+        """Whether bytes or the end are there to be read: true before a job is written means a worker out of step."""
+
+    @abstractmethod
+    async def wait_readable(self) -> None:
+        """Wait until `read_now` has something to say."""
+
+    @abstractmethod
+    async def wait_writable(self) -> None:
+        """Wait until `write_now` takes something."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Wake everybody who waits, with `trio.ClosedResourceError`. What can be read stays readable."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close. Doing it twice is harmless."""
+
+    def unread(self) -> bool | None:
+        """After the worker's death: did it leave bytes of ours unread? None where nobody can know."""
+        return None
+
+
+class FdRelay(Relay):
+    """A relay over non-blocking file descriptors: two pipes, or one socket.
+
+    Both numbers are -1 once closed, and only `close` closes them: a number that is used again belongs to another worker.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int, *, kind: str, quick_ack: bool = False) -> None:
+        """Own the descriptors. `kind` is "pipe", "unix" or "tcp" and says what can be proved of unread bytes."""
+        self.kind = kind
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._reset = False
+        self._poll = select.poll()
+        self._poll.register(read_fd, select.POLLIN)
+        self._quick_ack = socket.socket(fileno=os.dup(read_fd)) if quick_ack else None
+
+    def __repr__(self) -> str:
+        return f"<FdRelay {self.kind}: {'closed' if self.closed else f'{self._read_fd}, {self._write_fd}'}>"
+
+    def write_now(self, data: bytes | memoryview) -> int:
+        try:
+            return os.write(self._write_fd, data)
+        except BlockingIOError:
+            return 0
+
+    def read_now(self, size: int) -> bytes | None:
+        if self._read_fd < 0:
+            return b""
+        if self._quick_ack is not None:
+            # goridge-1 replies in up to four sends; without this, Nagle meets the delayed ACK and a job takes 44 ms.
+            self._quick_ack.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        try:
+            return os.read(self._read_fd, size)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            self._reset = True  # on a Unix socket: the peer died with bytes unread
+            return b""
+
+    def has_input(self) -> bool:
+        return bool(self._poll.poll(0))
+
+    async def wait_readable(self) -> None:
+        if self._read_fd < 0:
+            raise trio.ClosedResourceError("this relay is closed")
+        await trio.lowlevel.wait_readable(self._read_fd)
+
+    async def wait_writable(self) -> None:
+        if self._write_fd < 0:
+            raise trio.ClosedResourceError("this relay is closed")
+        await trio.lowlevel.wait_writable(self._write_fd)
+
+    def wake(self) -> None:
+        for fd in {self._read_fd, self._write_fd}:
+            if fd >= 0:
+                trio.lowlevel.notify_closing(fd)
+
+    def close(self) -> None:
+        self.closed = True
+        if self._read_fd < 0:
+            return
+        self.wake()
+        fds = {self._read_fd, self._write_fd}
+        self._read_fd = self._write_fd = -1
+        for fd in fds:
+            os.close(fd)
+        if self._quick_ack is not None:
+            self._quick_ack.close()
+
+    def unread(self) -> bool | None:
+        if self.kind == "pipe":
+            left = _platform.HERE.unread_bytes(self._write_fd)
+            return None if left is None else left > 0
+        if self.kind == "unix":
+            if self._reset:
+                return True
+            left = _platform.HERE.unread_bytes(self._write_fd)
+            return None if left is None else left > 0
+        return None
+
+
+class StreamRelay(Relay):
+    """A relay over any trio stream, for factories of your own (a stream of an ssh library, say).
+
+    A stream can't do anything at once, so here what `write_now` takes is sent by whoever waits next, and nothing is proved
+    about a job once its bytes are with the stream.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        """Own the stream."""
+        self._stream = stream
+        self._outbox = b""
+        self._inbox: bytes | None = None
+        self._scopes: set[trio.CancelScope] = set()
+
+    def write_now(self, data: bytes | memoryview) -> int:
+        if self.closed:
+            raise BrokenPipeError(errno.EPIPE, "this relay is closed")
+        if self.unsent:
+            return 0
+        self._outbox = bytes(data)
+        self.unsent = True
+        return len(self._outbox)
+
+    def read_now(self, size: int) -> bytes | None:
+        data = self._inbox
+        if data is None:
+            return b"" if self.closed else None
+        if data:  # the end stays the end
+            self._inbox = data[size:] or None
+        return data[:size]
+
+    def has_input(self) -> bool:
+        return self._inbox is not None or self.closed
+
+    async def wait_readable(self) -> None:
+        if self._inbox is not None:
+            await trio.lowlevel.checkpoint()
+            return
+        with self._wakeable() as scope:
+            try:
+                self._inbox = await self._stream.receive_some(READ_SIZE)
+            except trio.BrokenResourceError:
+                self._inbox = b""
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("this relay is closed")
+
+    async def wait_writable(self) -> None:
+        with self._wakeable() as scope:
+            if self.unsent:
+                try:
+                    await self._stream.send_all(self._outbox)
+                except trio.BrokenResourceError as error:
+                    raise BrokenPipeError(errno.EPIPE, "the stream is broken") from error
+                self._outbox = b""
+                self.unsent = False
+            else:
+                await trio.lowlevel.checkpoint()
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("this relay is closed")
+
+    def _wakeable(self) -> "_Wakeable":
+        if self.closed:
+            raise trio.ClosedResourceError("this relay is closed")
+        return _Wakeable(self._scopes)
+
+    def wake(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.wake()
+        trio.lowlevel.spawn_system_task(trio.aclose_forcefully, self._stream)
+
+
+class _Wakeable:
+    """A cancel scope that `StreamRelay.wake` can reach while it is open."""
+
+    def __init__(self, scopes: set[trio.CancelScope]) -> None:
+        self._scopes = scopes
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> trio.CancelScope:
+        self._scopes.add(self._scope)
+        return self._scope.__enter__()
+
+    def __exit__(self, *exc_info: object) -> bool | None:
+        self._scopes.discard(self._scope)
+        return self._scope.__exit__(*exc_info)  # type: ignore[arg-type]
+
+
+class Line:
+    """A relay and its conversation, as a job sees them. Carries one job at a time."""
+
+    __slots__ = ("_answered", "_begun", "_unsent", "conversation", "events", "fault", "peer", "relay")
+
+    def __init__(self, relay: Relay, conversation: Conversation) -> None:
+        self.relay = relay
+        self.conversation = conversation
+        self.peer: int | None = None
+        """The pid that the worker's handshake claimed."""
+        self.events: deque[Event] = deque()
+        """What a dead worker had still said: read to the end when it died, taken by its job when that gets its turn."""
+        self.fault: FrameError | None = None
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._begun = False
+        self._answered = False
+
+    def __repr__(self) -> str:
+        return f"<Line {self.relay!r} {self.conversation!r}>"
+
+    # writing
+
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of the present job has been written."""
+        return self._begun
+
+    @property
+    def whole(self) -> bool:
+        """Whether the last byte of the present job has been written."""
+        return not self._unsent and not self.relay.unsent
+
+    def begin(self, frames: Iterable[bytes | memoryview]) -> str | None:
+        """Begin a job: write as much of it as the relay takes at once.
+
+        Return None, or why this line can't carry a job any more; then not a byte of it was written.
+        """
+        relay = self.relay
+        self._begun = self._answered = False
+        if relay.closed:
+            return "the relay is closed"
+        if relay.has_input():
+            return self._stale()
+        self.conversation.begin_job()
+        self._unsent.extend(frames)
+        try:
+            self._push()
+        except OSError as error:
+            if not self._begun:
+                self._unsent.clear()
+                return f"the worker does not read its relay any more ({error})"
+        return None
+
+    def _stale(self) -> str:
+        data = self.relay.read_now(READ_SIZE)
+        if data is None or data == b"":
+            return "the worker closed its relay"
+        self.conversation.receive(data)
+        self.fault = FrameError("bytes came that no job asked for", data)
+        return str(self.fault)
+
+    def _push(self) -> bool:
+        """Write on, as far as the relay takes it; True when the job is whole."""
+        unsent = self._unsent
+        write = self.relay.write_now
+        while unsent:
+            piece = unsent[0]
+            written = write(piece)
+            if not written:
+                return False
+            self._begun = True
+            if written == len(piece):
+                unsent.popleft()
+            else:
+                unsent[0] = memoryview(piece)[written:]
+        return not self.relay.unsent
+
+    async def flush(self) -> None:
+        """Write the rest of the job, waiting where the relay is full. Return too where nobody reads any more: that
+        decides nothing until the relay has been read to its end, for the worker may have said why."""
+        try:
+            while not self._push():
+                await self.relay.wait_writable()
+        except (OSError, trio.ClosedResourceError):
+            return
+
+    def stop_stream(self) -> None:
+        """Ask the worker to end the streamed reply it is in the middle of."""
+        if self.conversation.stage is Stage.STREAMING:
+            self._say(STOP_STREAM)
+
+    def stop_worker(self) -> bool:
+        """Send the stop frame; False where the relay does not take it at once (a worker that does not read)."""
+        return self._say(self.conversation.stop())
+
+    def _say(self, frame: bytes) -> bool:
+        """Write a control frame where that can be done at once and whole. A part of one is finished before the next job."""
+        try:
+            written = self.relay.write_now(frame)
+        except OSError:
+            return False
+        if 0 < written < len(frame):
+            self._unsent.append(memoryview(frame)[written:])
+        return written > 0
+
+    # reading
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` may have something: bytes have been read that are no part of an event taken yet."""
+        return bool(self.events) or self.conversation.pending
+
+    def take(self) -> Event | None:
+        """Return the next event of what has been read already."""
+        if self.events:
+            return self.events.popleft()
+        if self.conversation.pending and self.fault is None:
+            return self._next_event()
+        return None
+
+    def read(self) -> Event | None:
+        """Read what is there and return the next event, None where it isn't whole yet.
+
+        Raise `LineEnded` at the end, and `FrameError` for bytes that are no frame.
+        """
+        for _ in range(READS_IN_A_ROW):
+            data = self.relay.read_now(READ_SIZE)
+            if data is None:
+                return None
+            if not data:
+                raise LineEnded
+            self._answered = True
+            self.conversation.receive(data)
+            event = self._next_event()
+            if event is not None:
+                return event
+        return None
+
+    def _next_event(self) -> Event | None:
+        try:
+            event = self.conversation.next_event()
+        except FrameError as error:
+            self.fault = error
+            raise
+        answers = self.conversation.answers
+        while answers:
+            self._say(answers.popleft())
+        return event
+
+    async def shake_hands(self) -> None:
+        """Exchange the handshakes; sets `peer`. Raise `FrameError` or `LineEnded` where that fails; no deadline of its own."""
+        self._unsent.append(self.conversation.handshake())
+        await self.flush()
+        event = None
+        while event is None:
+            try:
+                await self.relay.wait_readable()
+            except trio.ClosedResourceError:
+                raise LineEnded from None
+            event = self.read()
+        assert isinstance(event, Shaken)
+        self.peer = event.pid
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing trails behind a whole reply, and nothing of its job is unsent: the line can carry another."""
+        return not self.conversation.pending and not self._unsent and not self.relay.unsent
+
+    # the end
+
+    def finish(self) -> None:
+        """Read what a dead worker left behind; afterwards `take` gives its events and `fault` says what was wrong."""
+        total = 0
+        while total < LAST_WORDS:
+            data = self.relay.read_now(READ_SIZE)
+            if not data:
+                break
+            total += len(data)
+            self._answered = True
+            self.conversation.receive(data)
+        try:
+            while self.fault is None and (event := self.conversation.next_event()) is not None:
+                self.events.append(event)
+        except FrameError as error:
+            self.fault = error
+
+    @property
+    def started(self) -> bool | None:
+        """Whether the present job started, as far as it can be proved once the worker is dead (or the line broken).
+
+        False: its last byte was never read, so the worker can't have begun it. True: it was read whole, or answered in part.
+        """
+        if self._answered:
+            return True
+        if not self.whole or not self._begun:
+            return False if not self.relay.unsent else None
+        unread = self.relay.unread()
+        return None if unread is None else not unread
+
+    def first_bytes(self) -> str:
+        """Show what has arrived and was no frame, for an error; an empty string where there is nothing."""
+        if self.fault is not None:
+            return printable(self.fault.received)
+        leftover = self.conversation.leftover
+        return printable(leftover) if leftover else ""

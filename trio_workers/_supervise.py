@@ -1,0 +1,253 @@
+"""The life of a worker, one task a worker, top to bottom: spawn, handshake, ready, its end, reap.
+
+The task waits for one thing only, the end of the process. Booting is a task beside it, so that a process that dies before it
+connects is noticed at once; stderr is drained in another from birth. All of it is shielded: what ends a worker is
+always a signal, sent by `Pool` when the roster says so or by this task when a deadline has passed (`Worker.kill_after`), and
+after SIGKILL the reap comes for certain.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import trio
+
+from ._config import Config, available_cores, check_argv, check_env
+from ._conversation import Failed, Replied, StopAsked
+from ._errors import SpawnError, how_it_ended
+from ._exchange import Ending, describe
+from ._factories import Spawner
+from ._process import Launch
+from ._relay import Line, LineEnded
+from ._roster import STARTING, Actions, Job, Roster, Seat
+
+GRACE: Final = 0.5
+"""Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors within
+milliseconds, and without this true exit statuses would read SIGKILL."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger("trio_workers.supervision")
+
+
+class Supervision:
+    """Lives the workers' lives for a pool."""
+
+    def __init__(self, config: Config, roster: Roster, carry_out: Callable[[Actions], None], spawner: Spawner) -> None:
+        self._config = config
+        self._roster = roster
+        self._carry_out = carry_out
+        self._spawner = spawner
+        # Booting is mostly CPU time: more side by side than this only makes each one late.
+        self._places = trio.Semaphore(2 * available_cores())
+
+    @trio.lowlevel.enable_ki_protection
+    async def supervise(self, seat: Seat) -> None:
+        """Live one worker's life."""
+        worker = seat.worker
+        with trio.CancelScope(shield=True):
+            with worker.boot_scope:
+                await self._places.acquire()
+            if seat.state is STARTING:
+                await self._live(seat)
+            else:
+                if not worker.boot_scope.cancelled_caught:
+                    self._places.release()
+                self._carry_out(self._roster.exited(seat, Ending(None)))
+        worker.ended.set()
+
+    async def _live(self, seat: Seat) -> None:
+        worker = seat.worker
+        launch: Launch | None = None
+        try:
+            launch = self._describe_launch(seat.slot)
+            process = worker.process = await self._spawner.spawn(launch)
+        except Exception as error:
+            self._places.release()
+            seat.fault = self._spawn_error(seat, launch, error, Ending(None))
+            worker.failure = seat.fault
+            self._carry_out(self._roster.exited(seat, Ending(None)))
+            return
+        if seat.state is not STARTING:
+            worker.kill_now()  # that was decided while the process came up
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(process.drain_stderr)
+            tasks.start_soon(self._boot, seat, launch)
+            await self._wait_for_end(seat)
+            self._end(seat, launch)
+            tasks.cancel_scope.cancel()
+
+    def _describe_launch(self, slot: int) -> Launch:
+        config = self._config
+        argv = config.command
+        if callable(argv):
+            argv = call_user(argv, slot)
+        added = config.env
+        if callable(added):
+            added = call_user(added, slot)
+        env = {**os.environ, **check_env(added or {})}
+        env["TRIO_WORKERS_SLOT"] = str(slot)
+        env["TRIO_WORKERS_PROTOCOL"] = config.protocol
+        return Launch(
+            argv=check_argv(argv),
+            env=env,
+            cwd=config.cwd,
+            slot=slot,
+            label=f"{config.name}[{slot}]",
+            protocol=config.protocol,
+            max_frame_size=config.max_frame_size,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def _boot(self, seat: Seat, launch: Launch) -> None:
+        """Connect and shake hands, within `boot_timeout` of the process's start."""
+        worker = seat.worker
+        process = worker.process
+        assert process is not None
+        error: Exception | None = None
+        try:
+            with trio.move_on_after(self._config.boot_timeout) as scope:
+                line = worker.line = await self._spawner.connect(process, launch)
+                if line.peer is None:
+                    await line.shake_hands()
+            if scope.cancelled_caught:
+                error = TimeoutError(f"no handshake came within boot_timeout ({self._config.boot_timeout:g} s)")
+        except Exception as caught:  # also whatever a factory of the user's own may raise
+            error = caught
+        finally:
+            self._places.release()
+        if error is not None:
+            seat.fault = error
+            if isinstance(error, LineEnded):
+                worker.kill_after(GRACE)
+            else:
+                worker.kill_now()
+            return
+        assert worker.line is not None
+        if worker.line.peer != process.pid:
+            _log.info("%s %d: the worker says that its pid is %d (a wrapper's child?)", launch.label, process.pid,
+                      worker.line.peer, extra=self._extra(seat))  # fmt: skip
+        self._carry_out(self._roster.ready(seat))
+
+    async def _wait_for_end(self, seat: Seat) -> None:
+        worker = seat.worker
+        process = worker.process
+        assert process is not None
+        with worker.leash:
+            await process.wait_exit()
+            return
+        self._carry_out(self._roster.about_to_kill(seat))
+        if seat.planned:
+            _log.warning("%s[%d] %d: did not stop within destroy_timeout (%g s) and was killed", self._config.name,
+                         seat.slot, process.pid, self._config.destroy_timeout, extra=self._extra(seat))  # fmt: skip
+        worker.kill_now()
+        await process.wait_exit()
+
+    def _end(self, seat: Seat, launch: Launch) -> None:
+        """The process has ended: nothing is awaited until everybody who has to know does and everything is let go of."""
+        worker = seat.worker
+        process, line = worker.process, worker.line
+        assert process is not None
+        process.finish()
+        answered: list[Job] = []
+        unstarted: list[Job] = []
+        if line is not None:
+            line.finish()
+            self._judge_jobs(seat, line, answered, unstarted)
+            if line.fault is not None and seat.fault is None and seat.announced and not seat.planned:
+                seat.fault = line.fault
+        ending = Ending(process.peek(), process.stderr_tail)
+        if not seat.announced:
+            error = seat.fault if isinstance(seat.fault, Exception) else None
+            seat.fault = worker.failure = self._spawn_error(seat, launch, error, ending)
+        elif not (seat.planned and not worker.killed):
+            worker.failure = describe(seat, ending, phase=seat.jobs[0].phase if seat.jobs else "idle", what="a job",
+                                      started=seat.jobs[0].proof if seat.jobs else False)  # fmt: skip
+        self._carry_out(self._roster.exited(seat, ending, answered, unstarted))
+        if line is not None:
+            line.relay.close()
+        process.reap()
+
+    def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
+        """Find out what a dead worker did of the job it had, from what it left on the relay."""
+        final = type(line.events[-1]) if line.events else None
+        for job in list(seat.jobs):
+            job.proof = line.started
+            job.phase = "writing" if not line.whole else "streaming" if job.streaming else "running"
+            if seat.lease is not None:
+                job.phase = "leased"
+            if final is Replied or final is Failed:
+                answered.append(job)
+            elif final is StopAsked:
+                line.events.pop()
+                self._carry_out(self._roster.stop_requested(seat, job))
+            elif job.proof is False:
+                unstarted.append(job)
+
+    def _extra(self, seat: Seat) -> dict[str, object]:
+        return {"pool": self._config.name, "slot": seat.slot, "pid": seat.worker.pid, "reason": seat.reason}
+
+    def _spawn_error(self, seat: Seat, launch: Launch | None, error: Exception | None, ending: Ending) -> SpawnError:
+        """Say why a worker never became ready: what was started, how far it came, what it said."""
+        worker = seat.worker
+        line = worker.line
+        process = worker.process
+        config = self._config
+        if process is None:
+            phase = "spawn"
+            how = f"could not be started: {type(error).__name__}: {error}"
+        else:
+            phase = "handshake"
+            if worker.killed:
+                how = f"was killed before it was ready ({_why(error) or seat.reason or 'closing'})"
+            else:
+                how = f"{how_it_ended(ending.returncode)} before it was ready"
+        parts = [f"worker {'' if process is None else f'{process.pid} '}(slot {seat.slot}) {how}"]
+        if launch is not None:
+            parts.append(f"command: {_shown(launch.argv)}{_found(launch, process is None)}")
+            if config.cwd is not None:
+                parts.append(f"directory: {os.fsdecode(config.cwd)}")
+        said = "" if line is None else line.first_bytes()
+        if said:
+            parts.append(f"first bytes on its stdout, where the handshake belongs: {said}")
+        parts.append(_advice(error, process is not None, bool(said), config.protocol))
+        spawn_error = SpawnError("; ".join(parts), pid=worker.pid, slot=seat.slot, returncode=ending.returncode,
+                                 stderr=ending.stderr, phase=phase, started=False)  # fmt: skip
+        spawn_error.__cause__ = error if process is None else None
+        return spawn_error
+
+
+@trio.lowlevel.disable_ki_protection
+def call_user(function: Callable[..., T], *args: object) -> T:
+    """Call a function of the user's, who may press Ctrl-C to leave it."""
+    return function(*args)
+
+
+def _why(error: Exception | None) -> str:
+    if error is None:
+        return ""
+    return "it closed its relay" if isinstance(error, LineEnded) else str(error)
+
+
+def _shown(argv: tuple[str | bytes | os.PathLike[str] | os.PathLike[bytes], ...]) -> str:
+    return repr([os.fsdecode(item) for item in argv])
+
+
+def _found(launch: Launch, not_started: bool) -> str:
+    program = os.fsdecode(launch.argv[0])
+    path = shutil.which(program, path=launch.env.get("PATH"))
+    if path is None:
+        return f" ({program!r} is not to be found on PATH, or not executable)" if not_started else ""
+    return f" (found as {path})" if path != program else ""
+
+
+def _advice(error: Exception | None, ran: bool, said: bool, protocol: str) -> str:
+    if not ran:
+        return "check that the program exists, is executable, and that the directory does"
+    if said:
+        return "a worker must write nothing to stdout but its relay's frames; let it write to stderr"
+    if isinstance(error, TimeoutError):
+        return f"does the program speak {protocol} on the relay that RR_RELAY names? If it only needs longer, raise boot_timeout"
+    return f"run the command by hand to see why it ends; it should wait for a {protocol} handshake"
