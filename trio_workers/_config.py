@@ -3,14 +3,14 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
 from ._factories import Factory, PipeFactory
 from ._goridge import PROTOCOLS
 
-Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Argument = str | bytes | os.PathLike[str]
 Command = Sequence[Argument] | Callable[[int], Sequence[Argument]]
 Environment = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
@@ -38,7 +38,9 @@ def _integer(minimum: int, *, optional: bool = False) -> _Validator:
     return check
 
 
-def _number(*, zero: bool = False, infinite: bool = False, minimum: float = 0.0, maximum: float = math.inf) -> _Validator:
+def _number(
+    *, zero: bool = False, infinite: bool = False, minimum: float = 0.0, maximum: float = math.inf
+) -> _Validator:
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         name = _name(instance, attribute)
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -46,7 +48,11 @@ def _number(*, zero: bool = False, infinite: bool = False, minimum: float = 0.0,
         if math.isnan(value) or (math.isinf(value) and not infinite):
             raise ValueError(f"{name} must be finite, not {value}")
         if value < minimum or (value == 0 and not zero) or value > maximum:
-            range_ = f"from {minimum:g} to {maximum:g}" if maximum < math.inf else f"{'at least' if zero else 'more than'} {minimum:g}"
+            range_ = (
+                f"from {minimum:g} to {maximum:g}"
+                if maximum < math.inf
+                else f"{'at least' if zero else 'more than'} {minimum:g}"
+            )
             raise ValueError(f"{name} must be {range_}, not {value}")
 
     return check
@@ -56,38 +62,48 @@ def _check_command(instance: object, attribute: "attrs.Attribute[Any]", value: o
     name = _name(instance, attribute)
     if callable(value):
         return
-    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence of arguments such as ['php', 'worker.php'], or a function of the slot, "
-                        f"not {type(value).__name__}")  # fmt: skip
     check_argv(value, name)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def check_argv(argv: object, name: str = "Config.command") -> tuple[Argument, ...]:
     """Return the arguments as a tuple, or raise an error that names the field."""
     if isinstance(argv, str | bytes | os.PathLike) or not isinstance(argv, Sequence):
-        raise TypeError(f"{name} must give a sequence of arguments, not {type(argv).__name__}")
-    if not argv:
+        raise TypeError(
+            f"{name} must be a sequence of arguments such as ['php', 'worker.php'], or a function of the slot that "
+            f"returns one, not {_kind(argv)}"
+        )
+    items = cast("Sequence[object]", argv)
+    if not items:
         raise ValueError(f"{name} is empty; its first item is the program")
-    for item in argv:
+    arguments: list[Argument] = []
+    for item in items:
         if not isinstance(item, str | bytes | os.PathLike):
-            raise TypeError(f"{name} must hold str, bytes or path-like items, not {type(item).__name__}")
-        if (b"\0" if isinstance(raw := os.fspath(item), bytes) else "\0") in raw:  # type: ignore[operator]
+            raise TypeError(f"{name} must hold str, bytes or path-like items, not {_kind(item)}")
+        argument = cast("Argument", item)
+        if "\0" in os.fsdecode(argument):
             raise ValueError(f"{name} must not hold a NUL character")
-    if not os.fspath(argv[0]):
+        arguments.append(argument)
+    if not os.fspath(arguments[0]):
         raise ValueError(f"{name}: the program's name is empty")
-    return tuple(argv)
+    return tuple(arguments)
 
 
 def check_env(env: object, name: str = "Config.env") -> dict[str, str]:
     """Return the variables as a dict, or raise an error that names the field (and never a value)."""
     if not isinstance(env, Mapping):
         raise TypeError(f"{name} must be a mapping of str to str, not {type(env).__name__}")
-    for key, value in env.items():
+    variables: dict[str, str] = {}
+    for key, value in cast("Mapping[object, object]", env).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"{name} must map str to str; the item {key!r} does not")
         if not key or "=" in key or "\0" in key or "\0" in value:
             raise ValueError(f"{name} has a variable that can't be set: {key!r}")
-    return dict(env)
+        variables[key] = value
+    return variables
 
 
 def _check_env(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
@@ -108,7 +124,9 @@ def _instance(kind: type, hint: str = "") -> _Validator:
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not isinstance(value, kind):
             article = "an" if kind.__name__[0] in "AEIOU" else "a"
-            raise TypeError(f"{_name(instance, attribute)} must be {article} {kind.__name__}{hint}, not {type(value).__name__}")
+            raise TypeError(
+                f"{_name(instance, attribute)} must be {article} {kind.__name__}{hint}, not {type(value).__name__}"
+            )
 
     return check
 
@@ -139,11 +157,11 @@ def available_cores() -> int:
 class Restart:
     """How long a slot waits before a worker that helped nobody is replaced, and when the pool gives up.
 
-    After a failed boot, or a death while idle before the first job, the slot waits `initial` seconds, then `factor` times
-    as long each time up to `maximum`, each delay varied by the share `jitter`. A job served, or a worker that lived for `stable_after`
-    seconds, starts the count again. `give_up_after` failed boots in a row in the whole pool end the `open_pool` block
-    with `RestartLimitExceeded`; None means never. With the defaults a slot whose program always fails spawns five
-    times in its first three seconds.
+    After a failed boot, or a death while idle before the first job, the slot waits `initial` seconds, then `factor`
+    times as long each time up to `maximum`, each delay varied by the share `jitter`. A job served, or a worker that
+    lived for `stable_after` seconds, starts the count again. `give_up_after` failed boots in a row in the whole pool
+    end the `open_pool` block with `RestartLimitExceeded`; None means never. With the defaults a slot whose program
+    always fails spawns five times in its first three seconds.
     """
 
     initial: float = attrs.field(default=0.1, validator=_number())
@@ -163,8 +181,10 @@ class Config:
     """What a pool is made of. Every field is checked here: TypeError for a wrong type, ValueError for a wrong value.
 
     `command`: argv of the worker program, or a function of the slot that returns it, called for each spawn.
-    `num_workers`: how many processes, at least 1; the cores this process may use by default. A replacement may double it for a moment.
-    `max_executions`: jobs a worker begins before it is replaced, job errors included; 1 makes a new process for every job, 0 sets no bound.
+    `num_workers`: how many processes, at least 1; the cores this process may use by default. A replacement may double
+    it for a moment.
+    `max_executions`: jobs a worker begins before it is replaced, job errors included; 1 makes a new process for every
+    job, 0 sets no bound.
     `allocate_timeout`: seconds a job waits for a free worker, in all; `math.inf` is allowed, 0 is not.
     `destroy_timeout`: seconds from the stop frame to SIGKILL of the worker's process group; 0 kills at once.
     `boot_timeout`: seconds from the process's start to its handshake.
@@ -188,7 +208,7 @@ class Config:
     factory: Factory = attrs.field(factory=PipeFactory, validator=_instance(Factory, " such as PipeFactory()"))
     protocol: str = attrs.field(default="goridge-3", validator=_check_protocol)
     env: Environment | None = attrs.field(default=None, validator=_check_env, repr=False)
-    cwd: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None = attrs.field(default=None, validator=_check_cwd)
+    cwd: str | bytes | os.PathLike[str] | None = attrs.field(default=None, validator=_check_cwd)
     max_frame_size: int = attrs.field(default=MAX_FRAME_SIZE, validator=_integer(1))
     restart: Restart = attrs.field(factory=Restart, validator=_instance(Restart))
     name: str = attrs.field(default="pool", validator=_check_name)

@@ -2,9 +2,9 @@
 
 Theory. A connection is always in one of five states, and what a frame *is* depends on the state it comes in: the
 dialects have no message types of their own beyond control, error and payload. `_TABLE` is the whole of it: for each
-state, which events may come and where they lead. What the pool says (`send`) moves along the same table. An event that the table does not
-list is a `FrameError`, whoever is to blame, and there is no way on from there: a connection that has been refused
-once is never used again.
+state, which events may come and where they lead. What the pool says (`begin_job`) moves along the same table. An event
+that the table does not list is a `FrameError`, whoever is to blame, and there is no way on from there: a connection
+that has been refused once is never used again.
 
     SHAKING    the handshake is out, the worker's is awaited
     IDLE       the worker owes nothing; any byte from it is too many
@@ -12,8 +12,9 @@ once is never used again.
     BODY       goridge-1 and -2: the reply's context has come, its body is awaited
     STREAMING  goridge-3: a part has come and said that more follow
 
-In goridge-3 a reply is one frame; in the older dialects two, so their WAITING goes through BODY. The pool's own
-frames are encoded before a worker is known (`encode_job`), so that a job too large for `max_frame_size` fails where it was submitted.
+In goridge-3 a reply is one frame; in the older dialects two, so their WAITING goes through BODY. The pool's own frames
+are encoded before a worker is known (`encode_job`), so that a job too large for `max_frame_size` fails where it was
+submitted.
 """
 
 import enum
@@ -117,11 +118,37 @@ _LEGAL_3: Final = {
     Stage.BODY: frozenset[int](),
     Stage.STREAMING: frozenset((BARE_3, JOB_3)),
 }
+
+
+class _Row:
+    """A row of the table, ready for use: the stage, the first bytes legal in it, and the rows that events lead to."""
+
+    __slots__ = ("legal", "moves", "stage")
+
+    def __init__(self, stage: Stage, legal: frozenset[int]) -> None:
+        self.stage = stage
+        self.legal = legal
+        self.moves: dict[type[Event] | str, _Row] = {}
+
+
+def _rows(legal: dict[Stage, frozenset[int]]) -> _Row:
+    rows = {stage: _Row(stage, legal[stage]) for stage in Stage}
+    for stage, moves in _TABLE.items():
+        rows[stage].moves.update({what: rows[then] for what, then in moves.items()})
+    return rows[Stage.SHAKING]
+
+
+_START_OLD: Final = _rows(_LEGAL_OLD)
+_START_3: Final = _rows(_LEGAL_3)
+_SHAKING: Final = Stage.SHAKING
+_WAITING: Final = Stage.WAITING
+_STREAMING: Final = Stage.STREAMING
 _NO_BITS: Final = frozenset((0,))
 _REPLY_BITS: Final = frozenset((0, MORE, PING, MORE | PING))
 
 HANDSHAKE_LIMIT: Final = 1024
-"""Largest handshake believed, in bytes: `{"pid":N}` takes 20, and a stranger on a listener gets no more of our memory."""
+"""Largest handshake believed, in bytes: `{"pid":N}` takes 20, and a stranger on a listener gets no more of our
+memory."""
 
 STOP_STREAM: Final = frame_3(0, b"", STREAM_STOP)
 PONG_FRAME: Final = frame_3(0, b"", PONG)
@@ -130,23 +157,28 @@ PONG_FRAME: Final = frame_3(0, b"", PONG)
 class Conversation:
     """One connection's state: give it the bytes that came, take the events they make.
 
-    `send(what)` tells it that the pool has begun to write a job. `answers` collects what the protocol obliges us to write back (pongs).
+    `begin_job` tells it that the pool has begun to write a job. `answers` collects what the protocol obliges us to
+    write back (pongs).
     """
 
-    __slots__ = ("_context", "_decoder", "_legal", "_limit", "_old", "answers", "protocol", "stage")
+    __slots__ = ("_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol")
 
     def __init__(self, protocol: str, max_frame_size: int) -> None:
         self.protocol = protocol
-        self.stage = Stage.SHAKING
         self.answers: deque[bytes] = deque()
         self._old = protocol != "goridge-3"
-        self._legal = _LEGAL_OLD if self._old else _LEGAL_3
+        self._row = _START_OLD if self._old else _START_3
         self._limit = max_frame_size
         self._context = b""
-        self._decoder = Decoder(protocol, HANDSHAKE_LIMIT, self._legal[Stage.SHAKING], _NO_BITS)
+        self._decoder = Decoder(protocol, HANDSHAKE_LIMIT, self._row.legal, _NO_BITS)
 
     def __repr__(self) -> str:
         return f"<Conversation {self.protocol}: {self.stage.value}>"
+
+    @property
+    def stage(self) -> Stage:
+        """Where it is."""
+        return self._row.stage
 
     def handshake(self) -> bytes:
         """Return the frame that opens the conversation: the pool's own pid."""
@@ -183,19 +215,18 @@ class Conversation:
         return self._decoder.pending
 
     def _move(self, what: type[Event] | str) -> None:
-        try:
-            stage = _TABLE[self.stage][what]
-        except KeyError:
+        row = self._row.moves.get(what)
+        if row is None:
             name = what if isinstance(what, str) else what.__name__
-            raise FrameError(f"{name} can't come while {self.stage.value}", self._decoder.leftover) from None
-        if stage is not self.stage:
-            self.stage = stage
-            self._decoder.legal = self._legal[stage]
+            raise FrameError(f"{name} can't come while {self.stage.value}", self._decoder.leftover)
+        self._row = row
+        self._decoder.legal = row.legal
 
     def _interpret(self, frame: Frame) -> Event | None:
         flags = frame.flags
+        stage = self._row.stage
         event: Event
-        if self.stage is Stage.SHAKING:
+        if stage is _SHAKING:
             if not flags & CONTROL:
                 raise FrameError("the handshake is not a control frame", frame.body)
             return self._shake(frame.body)
@@ -210,19 +241,19 @@ class Conversation:
             event = Failed(frame.body)
         elif bits & MORE:
             event = Part(frame.context, frame.body)
-        elif self.stage is Stage.WAITING and not frame.body and frame.context == STOP:
+        elif stage is _WAITING and not frame.body and frame.context == STOP:
             event = StopAsked()
         else:
-            event = Replied(frame.context, frame.body, self.stage is Stage.STREAMING)
+            event = Replied(frame.context, frame.body, stage is _STREAMING)
         self._move(type(event))
         return event
 
     def _interpret_old(self, frame: Frame) -> Event | None:
         flags = frame.flags
-        if self.stage is Stage.SHAKING:
+        if self.stage is _SHAKING:
             return self._shake(frame.body)
         event: Event
-        if self.stage is Stage.WAITING:
+        if self.stage is _WAITING:
             if not flags & OLD_ERROR:
                 self._context = frame.body
                 self._move("context")

@@ -47,7 +47,8 @@ class WorkerError(WorkersError):
     """The worker is gone.
 
     `pid`, `slot`: which one (None where there was no process).
-    `returncode`: its exit status; minus the signal's number where a signal ended it; None where somebody else took the status.
+    `returncode`: its exit status; minus the signal's number where a signal ended it; None where somebody else took the
+    status.
     `signal`: the signal that ended it, or None.
     `stderr`: the last lines it wrote there.
     `phase`: what it was doing: spawn, handshake, idle, writing, running, streaming, leased or retiring.
@@ -101,7 +102,10 @@ class RelayError(WorkerError):
 
 
 class RestartLimitExceeded(WorkersError):
-    """The pool gave up: `Restart.give_up_after` boots in a row failed. Leaves the `open_pool` block; the cause is the last `SpawnError`."""
+    """The pool gave up: `Restart.give_up_after` boots in a row failed.
+
+    Leaves the `open_pool` block; the cause is the last `SpawnError`.
+    """
 
 
 class TrioWorkersInternalError(WorkersError):

@@ -1,17 +1,17 @@
 """The way of a job, in its caller's own task: get a worker, see the job through, end.
 
-`see_through` is the only exchange there is. It starts from any half-state a job can be in (waiting, given a worker, written
-in part by somebody else, written whole, over) and goes on from there, so it does not matter who wrote first: an `exec` that found a
-worker free wrote its own job, one that waited finds it written by whoever took the reply before it (`begin`, called from
-the pool's `_carry_out`). `exec`, streams, leases, single workers and maps all go through it.
+`see_through` is the only exchange there is. It starts from any half-state a job can be in (waiting, given a worker,
+written in part by somebody else, written whole, over) and goes on from there, so it does not matter who wrote first: an
+`exec` that found a worker free wrote its own job, one that waited finds it written by whoever took the reply before it
+(`begin`, called from the pool's `_carry_out`). `exec`, streams, leases, single workers and maps all go through it.
 
 Whoever reads a whole outcome settles it in one synchronous block (`_settle`): the roster gives the seat's next job its
-place, `begin` writes that job, its task is woken. Whoever sees the end of a relay, or garbage, decides nothing: it reports the
-worker as suspect and waits until the worker's own task has told how it ended.
+place, `begin` writes that job, its task is woken. Whoever sees the end of a relay, or garbage, decides nothing: it
+reports the worker as suspect and waits until the worker's own task has told how it ended.
 
 Bells. A job that waits is woken over a memory channel of its own (buffer 1, kept and used again). A message is a mere
-wake-up; the truth is in `job.state`. So a deadline or a cancel that comes in the same pass as a worker loses nothing: whatever exception
-came first, what happens next is decided by the state (`abandon`).
+wake-up; the truth is in `job.state`. So a deadline or a cancel that comes in the same pass as a worker loses nothing:
+whatever exception came first, what happens next is decided by the state (`abandon`).
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +25,6 @@ from ._conversation import Event, Failed, Part, Replied, StopAsked
 from ._errors import (
     AllocateTimeout,
     JobError,
-    QueueFull,
     RelayError,
     WorkerCrashed,
     WorkerError,
@@ -37,6 +36,7 @@ from ._relay import Line, LineEnded
 from ._roster import ASSIGNED, DONE, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
 
 T = TypeVar("T")
+E = TypeVar("E", bound=WorkerError)
 
 KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
@@ -282,8 +282,8 @@ class Exchange:
     def abandon(self, job: Job) -> None:
         """The caller has gone, by whatever exception: what becomes of the worker follows from where the job is.
 
-        Waiting: the job leaves the queue. Given a worker, nothing written: the worker goes back. Written: one last look, and
-        a whole reply means a clean worker, which stays; else it is killed.
+        Waiting: the job leaves the queue. Given a worker, nothing written: the worker goes back. Written: one last
+        look, and a whole reply means a clean worker, which stays; else it is killed.
         """
         if job.state is WRITTEN and not job.streaming:
             self._last_look(job)
@@ -305,7 +305,7 @@ class Exchange:
             self._settle(job, seat, line, event)
 
     def leave(self, job: Job) -> None:
-        """The caller wants no more of a reply that is under way: read it to its end behind its back, and keep the worker."""
+        """The caller wants no more of a reply that is under way: read it out behind its back, keep the worker."""
         if job.state is not WRITTEN:
             self.abandon(job)
             return
@@ -351,9 +351,9 @@ class Exchange:
 class Parts(Generic[T]):
     """The reply of one job, part by part: an async iterator, inside its `async with`.
 
-    The worker is held back by the relay while nobody asks for the next part. Leaving by `break`, return or an error asks the
-    worker to end the stream, and the pool reads on to its last frame within `destroy_timeout`, so that the worker stays.
-    Leaving by a cancel kills the worker. Cancelling `__anext__` alone loses no part.
+    The worker is held back by the relay while nobody asks for the next part. Leaving by `break`, return or an error
+    asks the worker to end the stream, and the pool reads on to its last frame within `destroy_timeout`, so that the
+    worker stays. Leaving by a cancel kills the worker. Cancelling `__anext__` alone loses no part.
     """
 
     _exchange: Exchange
@@ -366,7 +366,9 @@ class Parts(Generic[T]):
         raise TypeError("Parts has no public constructor; it comes from stream()")
 
     @classmethod
-    def _create(cls, exchange: Exchange, job: Job, decode: Callable[[Answer], T], seat: Seat | None = None) -> "Parts[T]":
+    def _create(
+        cls, exchange: Exchange, job: Job, decode: Callable[[Answer], T], seat: Seat | None = None
+    ) -> "Parts[T]":
         self: Parts[T] = object.__new__(cls)
         self._exchange = exchange
         self._job = job
@@ -423,7 +425,7 @@ def explain_end(job: Job) -> WorkerError:
     seat = job.seat
     assert seat is not None
     ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
-    what = "a job" if job.label is None else f"the job {job.label!r}"
+    what = _named(job)
     if job.end is End.RETIRED:
         again = "the worker asked" if job.bound else f"{job.hand_ons + 1} workers in a row asked"
         return WorkerError(
@@ -432,6 +434,17 @@ def explain_end(job: Job) -> WorkerError:
             returncode=ending.returncode,
         )  # fmt: skip
     return describe(seat, ending, phase=job.phase, what=what, started=job.proof)
+
+
+def describe_end(seat: Seat, ending: Ending) -> WorkerError:
+    """Build the error for a worker that is gone, whatever it was doing."""
+    for job in seat.jobs:
+        return describe(seat, ending, phase=job.phase, what=_named(job), started=job.proof)
+    return describe(seat, ending, phase="idle")
+
+
+def _named(job: Job) -> str:
+    return "a job" if job.label is None else f"the job {job.label!r}"
 
 
 def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started: bool | None = False) -> WorkerError:
@@ -446,25 +459,43 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
         "leased": "while it was leased",
         "retiring": "while it was being stopped",
     }.get(phase, f"({phase})")
-    facts = {"pid": worker.pid, "slot": seat.slot, "returncode": ending.returncode, "stderr": ending.stderr}
+
+    def error(kind: type[E], text: str) -> E:
+        return kind(
+            f"{who} {text}{_next_step(started) if what else ''}",
+            pid=worker.pid,
+            slot=seat.slot,
+            returncode=ending.returncode,
+            stderr=ending.stderr,
+            phase=phase,
+            started=started,
+        )
+
     fault = seat.fault
+    how = how_it_ended(ending.returncode)
     if isinstance(fault, BaseException):
-        hint, ended = "", seat.ending is not None or ending.returncode is not None
-        if isinstance(fault, FrameError) and fault.received[:1].isascii() and fault.received[:1].isalpha():
-            hint = " Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; write to stderr instead."
-        return RelayError(
-            f"{who} broke the protocol {doing}: {fault}.{hint} It {how_it_ended(ending.returncode) if ended else 'is being killed'}.{_next_step(started)}",
-            phase=phase, started=started, **facts,
-        )  # fmt: skip
-    closed = isinstance(fault, str) and seat.reason == "closed its relay"
-    how = "closed its relay without ending and was killed" if closed else how_it_ended(ending.returncode)
+        first = fault.received[:1] if isinstance(fault, FrameError) else b""
+        hint = f" {_STRAY_TEXT}" if first.isascii() and first.isalpha() else ""
+        still = ending.returncode is None and seat.ending is None
+        now = "is being killed" if still else how
+        return error(RelayError, f"broke the protocol {doing}: {fault}.{hint} It {now}.")
+    if isinstance(fault, str) and seat.reason == "closed its relay":
+        return error(WorkerCrashed, f"closed its relay without ending, and was killed, {doing}.")
     if seat.planned and seat.reason:
         how += f" ({seat.reason})"
-    elif ending.returncode == -9 and not closed:
-        how += " (nobody here sent it: the kernel's out-of-memory killer does, and says so in its log)"
-    elif ending.returncode == 0:
-        how += " (it left by itself, without an answer: does it call exit, or take this job's body for its end?)"
-    return WorkerCrashed(f"{who} {how} {doing}.{_next_step(started)}", phase=phase, started=started, **facts)
+    elif ending.returncode == -9:
+        how += f" ({_NOT_OURS})"
+    elif ending.returncode == 0 and what:
+        how += f" ({_LEFT_BY_ITSELF})"
+    return error(WorkerCrashed, f"{how} {doing}.")
+
+
+_STRAY_TEXT: Final = (
+    "Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; "
+    "let it write to stderr instead."
+)
+_NOT_OURS: Final = "nobody here sent it: the kernel's out-of-memory killer does, and says so in its log"
+_LEFT_BY_ITSELF: Final = "it left by itself, without an answer: does it call exit, or take this job's body for its end?"
 
 
 def _next_step(started: bool | None) -> str:

@@ -390,13 +390,15 @@ class _SocketSpawner(Spawner):
         expected = self._expected[process.pid]
         await expected.arrived.wait()
         line, expected.line = expected.line, None
-        assert line is not None, "a line is handed over once"
+        if line is None:
+            raise LineEnded  # the process was reaped meanwhile
         return line
 
     def _forget(self, pid: int) -> None:
         expected = self._expected.pop(pid)
         if expected.line is not None:
             expected.line.relay.close()
+            expected.line = None
         for visitor in self._visitors:
             if visitor.group == pid:
                 visitor.scope.cancel()

@@ -130,9 +130,10 @@ def encode_control(protocol: str, payload: bytes) -> bytes:
 def encode_job(protocol: str, context: bytes, body: bytes) -> "tuple[bytes | memoryview, ...]":
     """Encode a job, as pieces to be written one after the other.
 
-    A header must reach the worker in one piece: PHP's pipe relay takes it with a single read and calls a short one fatal.
-    A pipe takes a write of at most `PIPE_BUF` bytes whole or not at all, and an empty pipe takes the beginning of any
-    write; so wherever a header does not come first in an empty pipe, it is in a piece of at most `PIPE_BUF` bytes.
+    A header must reach the worker in one piece: PHP's pipe relay takes it with a single read and calls a short one
+    fatal. A pipe takes a write of at most `PIPE_BUF` bytes whole or not at all, and an empty pipe takes the beginning
+    of any write; so wherever a header does not come first in an empty pipe, it is in a piece of at most `PIPE_BUF`
+    bytes.
     """
     if protocol == "goridge-3":
         split = len(context)
@@ -178,7 +179,9 @@ class Decoder:
 
     __slots__ = ("_at", "_buffer", "_parse", "_size", "legal", "legal_bits", "max_frame_size")
 
-    def __init__(self, protocol: str, max_frame_size: int, legal: "frozenset[int]", legal_bits: "frozenset[int]") -> None:
+    def __init__(
+        self, protocol: str, max_frame_size: int, legal: "frozenset[int]", legal_bits: "frozenset[int]"
+    ) -> None:
         self.legal = legal
         self.legal_bits = legal_bits
         self.max_frame_size = max_frame_size
@@ -189,9 +192,8 @@ class Decoder:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""
-        if self._at == len(self._buffer):
+        if not self._buffer:
             self._buffer = data  # the usual case: nothing left over, so nothing to copy
-            self._at = 0
             return
         if self._at or not isinstance(self._buffer, bytearray):
             self._buffer = bytearray(memoryview(self._buffer)[self._at :])
@@ -200,9 +202,9 @@ class Decoder:
 
     def next_frame(self) -> "Frame | None":
         """Return the next whole frame, None where bytes are missing, or raise `FrameError`."""
-        at = self._at
-        if at == len(self._buffer):
+        if not self._buffer:
             return None
+        at = self._at
         if self._buffer[at] not in self.legal:
             raise self._refuse(f"the first byte {self._buffer[at]:#04x} can't begin a frame here")
         return self._parse(at)
@@ -215,7 +217,7 @@ class Decoder:
     @property
     def pending(self) -> bool:
         """Whether bytes have arrived that are no part of a frame taken yet."""
-        return self._at != len(self._buffer)
+        return bool(self._buffer)
 
     def _take(self, end: int) -> None:
         if end == len(self._buffer):
@@ -236,7 +238,7 @@ class Decoder:
         if have < 12:
             return None
         first, flags, size, checksum, bits, reserved = _WHOLE_3.unpack_from(buffer, at)
-        if crc32(memoryview(buffer)[at : at + 6]) != checksum:
+        if crc32(buffer[at : at + 6]) != checksum:
             raise self._refuse("the header's CRC32 is wrong")
         if reserved or bits not in self.legal_bits:
             raise self._refuse(f"bytes 10 and 11 of the header ({bits:#04x}, {reserved:#04x}) are not legal here")

@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -19,6 +18,15 @@ class Results(Generic[T]):
     _source: Iterator[Any] | AsyncIterator[Any]
     _ordered: bool
     _return_exceptions: bool
+    _room: trio.Semaphore
+    _turn: trio.StrictFIFOLock
+    _taken: int
+    _delivered: int
+    _exhausted: bool
+    _source_error: Exception | None
+    _by_index: dict[int, tuple[T | None, Exception | None]]
+    _as_ready: deque[tuple[T | None, Exception | None]]
+    _news: trio.lowlevel.ParkingLot
 
     def __init__(self) -> None:
         raise TypeError("Results has no public constructor; it comes from map()")
@@ -26,8 +34,8 @@ class Results(Generic[T]):
     @classmethod
     def _create(
         cls,
-        run: Callable[[Item], Awaitable[T]],
-        source: Iterator[Item] | AsyncIterator[Item],
+        run: Callable[[Any], Awaitable[T]],
+        source: Iterator[Any] | AsyncIterator[Any],
         *,
         ordered: bool,
         window: int,
@@ -43,9 +51,9 @@ class Results(Generic[T]):
         self._taken = 0
         self._delivered = 0
         self._exhausted = False
-        self._source_error: Exception | None = None
-        self._by_index: dict[int, tuple[T | None, Exception | None]] = {}
-        self._as_ready: deque[tuple[T | None, Exception | None]] = deque()
+        self._source_error = None
+        self._by_index = {}
+        self._as_ready = deque()
         self._news = trio.lowlevel.ParkingLot()
         return self
 
@@ -80,6 +88,9 @@ class Results(Generic[T]):
         self._close()
         raise error
 
+    def _is_over(self) -> bool:
+        return self._exhausted
+
     def _close(self) -> None:
         """After an error nothing follows."""
         self._exhausted = True
@@ -91,11 +102,11 @@ class Results(Generic[T]):
 
     @trio.lowlevel.enable_ki_protection
     async def _work(self) -> None:
-        """One of as many tasks as there are workers: take an item when there is room in the window, run it, put the result down."""
+        """Take an item when there is room, run it, put the result down: one of as many tasks as workers."""
         while True:
             async with self._turn:
                 await self._room.acquire()
-                if self._exhausted:
+                if self._is_over():
                     return
                 try:
                     item = await self._take()
@@ -105,7 +116,7 @@ class Results(Generic[T]):
                     self._exhausted = True
                     self._news.unpark_all()
                     return
-                if self._exhausted:
+                if self._is_over():
                     return  # a result was an error, and ended the map meanwhile
                 index = self._taken
                 self._taken += 1
@@ -116,7 +127,7 @@ class Results(Generic[T]):
             except Exception as error:
                 failure = error
             del item
-            if self._exhausted and index < self._delivered:
+            if self._is_over() and index < self._delivered:
                 return
             if self._ordered:
                 self._by_index[index] = (result, failure)
@@ -137,24 +148,24 @@ class Results(Generic[T]):
 
 
 def open_map(
-    run: Callable[[Item], Awaitable[T]],
-    source: Iterable[Item] | AsyncIterable[Item],
+    run: Callable[[Any], Awaitable[T]],
+    source: object,
     *,
     ordered: bool,
-    window: int,
+    window: object,
     width: int,
     return_exceptions: bool,
 ) -> AbstractAsyncContextManager[Results[T]]:
-    """Run `run(item)` for each item of the source, at most `width` side by side and `window` taken and not delivered."""
+    """Run `run(item)` for each item of the source: `width` side by side, `window` taken and not delivered."""
     if not isinstance(window, int) or isinstance(window, bool):
         raise TypeError(f"window must be an int or None, not {type(window).__name__}")
     if window < 1:
         raise ValueError(f"window must be at least 1, not {window}")
-    iterator: Iterator[Item] | AsyncIterator[Item]
+    iterator: Iterator[Any] | AsyncIterator[Any]
     if isinstance(source, AsyncIterable):
-        iterator = aiter(source)
+        iterator = aiter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     elif isinstance(source, Iterable):
-        iterator = iter(source)
+        iterator = iter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     else:
         raise TypeError(f"map takes an iterable or an async iterable, not {type(source).__name__}")
     results = Results[T]._create(  # pyright: ignore[reportPrivateUsage]
@@ -182,7 +193,8 @@ async def _block(
         if (others := group.split(trio.Cancelled)[1]) is not None:
             # KeyboardInterrupt or the like, from the source's own code
             failure = failure if isinstance(failure, Exception) else others.exceptions[0]
-        failure = failure or group.exceptions[0]
+        if failure is None:
+            failure = group.exceptions[0]
     finally:
         results._close()  # pyright: ignore[reportPrivateUsage]
         if inspect.isasyncgen(source):

@@ -16,28 +16,25 @@ Buffer = bytes | bytearray | memoryview
 """What a payload may be made of."""
 
 
-def _to_bytes(value: Buffer | None) -> bytes:
+def _to_bytes(value: Buffer | None, name: str) -> bytes:
     """Take any bytes-like object; `None` and `b""` are one. A copy is made of what could change later."""
     if value is None:
         return b""
     if isinstance(value, bytes):
         return value
-    if isinstance(value, str):
-        raise TypeError("expected bytes, not str; encode it first, for instance with .encode()")
     try:
         return bytes(memoryview(value))
     except TypeError:
-        raise TypeError(f"expected bytes-like data or None, not {type(value).__name__}") from None
+        hint = "; encode it first, for instance with .encode()" if type(value).__name__ == "str" else ""
+        raise TypeError(f"Payload.{name} must be bytes-like or None, not {type(value).__name__}{hint}") from None
 
 
-def _field(name: str) -> Callable[[Buffer | None], bytes]:
-    def convert(value: Buffer | None) -> bytes:
-        try:
-            return _to_bytes(value)
-        except TypeError as error:
-            raise TypeError(f"Payload.{name}: {error}") from None
+def _to_body(value: Buffer | None) -> bytes:
+    return _to_bytes(value, "body")
 
-    return convert
+
+def _to_context(value: Buffer | None) -> bytes:
+    return _to_bytes(value, "context")
 
 
 @attrs.frozen
@@ -48,8 +45,8 @@ class Payload:
     buffers are copied, so that what is sent is what was given.
     """
 
-    body: bytes = attrs.field(default=b"", converter=_field("body"))
-    context: bytes = attrs.field(default=b"", converter=_field("context"))
+    body: bytes = attrs.field(default=b"", converter=_to_body)
+    context: bytes = attrs.field(default=b"", converter=_to_context)
 
 
 class WorkerState(enum.IntEnum):

@@ -150,7 +150,8 @@ class _PidfdWatch(ExitWatch):
         if self._closed:
             return
         super().close()
-        trio.lowlevel.notify_closing(self._fd)
+        if self._taken:  # else we may be in the spawning thread, where trio can't be told
+            trio.lowlevel.notify_closing(self._fd)
         os.close(self._fd)
 
 
@@ -182,7 +183,8 @@ class _ThreadWatch(ExitWatch):
 class LifeLine:
     """A pipe whose read end a worker inherits and whose write end is ours alone. Nobody ever writes to it.
 
-    A fork of the application holds a copy of the write end: the kernel then waits for the end of that one, too.
+    A fork of the application holds a copy of the write end: the kernel then waits for the end of that one, too. Between
+    the spawn and `arm` lies a part of a millisecond; if we are killed in it, the end of file is all that this worker gets.
     """
 
     def __init__(self) -> None:

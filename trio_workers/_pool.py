@@ -1,11 +1,12 @@
 """The pool: carries out what the roster decides, in a nursery that owns every worker.
 
-`PoolCore` is what every kind of pool has: a roster, an exchange, a supervision, and one synchronous function, `_carry_out`,
-that turns the roster's actions into writes, wake-ups, tasks and signals. It knows frames and no payloads: `Pool` puts
-those on top.
+`PoolCore` is what every kind of pool has: a roster, an exchange, a supervision, and one synchronous function,
+`_carry_out`, that turns the roster's actions into writes, wake-ups, tasks and signals. It knows frames and no payloads:
+`Pool` puts those on top.
 
-The block. A nursery stands around everything, but nothing of the user's ever enters it: what leaves the block is caught in front of the nursery,
-the workers are stopped or killed, the nursery ends, and then it is raised again as it was, so that a user's exception is never wrapped in a group.
+The block. A nursery stands around everything, but nothing of the user's ever enters it: what leaves the block is caught
+in front of the nursery, the workers are stopped or killed, the nursery ends, and then it is raised again as it was, so
+that a user's exception is never wrapped in a group.
 """
 
 import logging
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 import trio
@@ -23,13 +24,12 @@ from ._config import Config
 from ._errors import (
     AllocateTimeout,
     QueueFull,
-    RelayError,
     RestartLimitExceeded,
     SpawnError,
     TrioWorkersInternalError,
     WorkerError,
 )
-from ._exchange import Answer, Ending, Exchange, Parts, describe, explain_end
+from ._exchange import Answer, Ending, Exchange, Parts, describe_end, explain_end
 from ._goridge import encode_job
 from ._map import Results, open_map
 from ._model import Payload, WorkerEvent, WorkerState
@@ -40,7 +40,6 @@ from ._roster import (
     STOPPING,
     WAITING,
     Action,
-    Actions,
     Begin,
     Drained,
     Emit,
@@ -85,7 +84,8 @@ class PoolStatistics:
     longest_wait: float
     """For how long the first of them has waited, in seconds."""
     jobs: Mapping[str, int]
-    """Jobs that have ended, by outcome: replied, failed, crashed, relay_error, retired, allocate_timeout, queue_full, closed, cancelled."""
+    """Jobs that have ended, by outcome: replied, failed, crashed, relay_error, retired, allocate_timeout, queue_full,
+    closed, cancelled."""
     starts: int
     """Workers started, successfully or not."""
     failed_starts: int
@@ -145,7 +145,7 @@ class PoolCore:
         self._drained = trio.Event()
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Action] = deque()
+        self._now: deque[Begin | Wake | Spawn | GiveUp | Drained] = deque()
         self._emits: deque[Emit] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
@@ -206,15 +206,15 @@ class PoolCore:
     def _carry_out(self, actions: Iterable[Action]) -> None:
         """Do what the roster has decided. Synchronous, whoever calls it.
 
-        First what jobs wait for, then observers and the log, when the change is complete; signals last, so that a DESTRUCT is told before
-        the process is ended. Actions that arise on the way (a write that fails, say) join the queue of the outermost call.
+        First what jobs wait for, then observers and the log, when the change is complete; signals last, so that a
+        DESTRUCT is told before the process is ended. Actions that arise on the way (a write that fails, say) join the
+        queue of the outermost call.
         """
         for action in actions:
-            kind = type(action)
-            if kind is Emit:
-                self._emits.append(action)  # type: ignore[arg-type]
-            elif kind is Retire or kind is Kill:
-                self._ends.append(action)  # type: ignore[arg-type]
+            if isinstance(action, Emit):
+                self._emits.append(action)
+            elif isinstance(action, Retire | Kill):
+                self._ends.append(action)
             else:
                 self._now.append(action)
         if self._carrying:
@@ -232,40 +232,45 @@ class PoolCore:
             self._carrying = False
         self._nap.deadline = self.roster.next_deadline()
 
-    def _do(self, action: Action) -> None:
-        kind = type(action)
-        if kind is Begin:
-            job: Job = action.job  # type: ignore[union-attr]
-            if job.state is ASSIGNED and not job.lease:
-                self.exchange.begin(job)
-            self.exchange.ring(job)
-        elif kind is Wake:
-            self.exchange.ring(action.job)  # type: ignore[union-attr]
-        elif kind is Spawn:
-            seat: Seat = action.seat  # type: ignore[union-attr]
-            seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
-            self._nursery.start_soon(self.supervision.supervise, seat, name=f"trio_workers {self.config.name}[{seat.slot}]")
-        elif kind is GiveUp:
-            limit = self.config.restart.give_up_after
-            error = RestartLimitExceeded(f"the pool {self.config.name!r} gives up: {limit} boots in a row have failed. The last: {self.last_spawn_error}")
-            error.__cause__ = self.last_spawn_error
-            _log.error("%s: gives up after %d failed boots in a row", self.config.name, limit, extra={"pool": self.config.name})
-            self.fail(error)
-        else:
-            self._drained.set()
+    def _do(self, action: Begin | Wake | Spawn | GiveUp | Drained) -> None:
+        match action:
+            case Begin(job):
+                if job.state is ASSIGNED and not job.lease:
+                    self.exchange.begin(job)
+                self.exchange.ring(job)
+            case Wake(job):
+                self.exchange.ring(job)
+            case Spawn(seat):
+                seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
+                name = f"trio_workers {self.config.name}[{seat.slot}]"
+                self._nursery.start_soon(self.supervision.supervise, seat, name=name)
+            case GiveUp():
+                self._give_up()
+            case Drained():
+                self._drained.set()
+
+    def _give_up(self) -> None:
+        name, limit = self.config.name, self.config.restart.give_up_after
+        error = RestartLimitExceeded(
+            f"the pool {name!r} gives up: {limit} boots in a row have failed. The last: {self.last_spawn_error}"
+        )
+        error.__cause__ = self.last_spawn_error
+        _log.error("%s: gives up after %d failed boots in a row", name, limit, extra={"pool": name})
+        self.fail(error)
 
     def _end_worker(self, action: Retire | Kill) -> None:
-        worker = action.seat.worker
-        if type(action) is Retire:
-            _log.debug("%s[%d] %s: stopping (%s)", self.config.name, action.seat.slot, worker.pid, action.seat.reason, extra=self._extra(action.seat))
+        seat = action.seat
+        worker = seat.worker
+        if isinstance(action, Kill) and not action.grace:
+            worker.kill_now()
+        elif isinstance(action, Kill):
+            worker.kill_after(GRACE)
+        else:
+            name, extra = self.config.name, self._extra(seat)
+            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, worker.pid, seat.reason, extra=extra)
             if worker.line is not None and self.config.destroy_timeout > 0:
                 worker.line.stop_worker()
             worker.kill_after(self.config.destroy_timeout)
-        elif type(action) is Kill:
-            if action.grace:
-                worker.kill_after(GRACE)
-            else:
-                worker.kill_now()
 
     def _extra(self, seat: Seat) -> dict[str, object]:
         return {"pool": self.config.name, "slot": seat.slot, "pid": seat.worker.pid, "reason": seat.reason}
@@ -283,7 +288,9 @@ class PoolCore:
             _log.debug("%s[%d] %s: ends (%s)", name, seat.slot, worker.pid, seat.reason, extra=self._extra(seat))
         else:
             context = self._describe_error(seat)
-            _log.warning("%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=self._extra(seat))
+            _log.warning(
+                "%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=self._extra(seat)
+            )
         if self._observer is not None:
             try:
                 call_user(self._observer, emit.event, worker, context)
@@ -296,20 +303,23 @@ class PoolCore:
             self.fail(context if isinstance(context, SpawnError) else _as_spawn_error(context))
 
     def _all_ready(self) -> bool:
-        return sum(1 for seat in self.roster.seats if seat.announced and seat.state is not STOPPING) >= self.roster.target
+        return (
+            sum(1 for seat in self.roster.seats if seat.announced and seat.state is not STOPPING) >= self.roster.target
+        )
 
     def _describe_error(self, seat: Seat) -> WorkerError:
         if isinstance(seat.fault, SpawnError):
             self.last_spawn_error = seat.fault
             return seat.fault
         if not seat.announced:
-            return SpawnError(f"worker (slot {seat.slot}) never became ready", slot=seat.slot, phase="spawn", started=False)
+            return SpawnError(
+                f"worker (slot {seat.slot}) never became ready", slot=seat.slot, phase="spawn", started=False
+            )
         ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
         worker = seat.worker
         if worker.failure is not None:
             return worker.failure
-        job = seat.jobs[0] if seat.jobs else None
-        return describe(seat, ending, phase="idle" if job is None else "running", what="a job", started=None)
+        return describe_end(seat, ending)
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_house(self) -> None:
@@ -330,8 +340,10 @@ class PoolCore:
         if job.state is WAITING:
             return self._allocate_timeout(job)
         if job.end is End.QUEUE_FULL:
-            return QueueFull(f"{self.roster.waiting} callers wait for a worker of the pool {name!r} already, and max_queue is "
-                             f"{self.config.max_queue}; the job did not start")  # fmt: skip
+            return QueueFull(
+                f"{self.roster.waiting} callers wait for a worker of the pool {name!r} already, and max_queue is "
+                f"{self.config.max_queue}; the job did not start"
+            )
         if job.end is End.CLOSED or job.seat is None:
             if job.bound and self.roster.phase < Phase.ENDING:
                 return trio.ClosedResourceError("this worker was stopped or killed")
@@ -343,9 +355,11 @@ class PoolCore:
     def _allocate_timeout(self, job: Job) -> AllocateTimeout:
         now = self.statistics()
         what = "" if job.label is None else f" for the job {job.label!r}"
-        text = (f"no worker of the pool {self.config.name!r} became free{what} within allocate_timeout "
-                f"({self.config.allocate_timeout:g} s): of {now.target} workers {now.busy} are busy, {now.starting} starting, "
-                f"{now.leased} leased, {now.stopping} stopping, and {now.waiting} callers wait; the job did not start")  # fmt: skip
+        text = (
+            f"no worker of the pool {self.config.name!r} became free{what} within allocate_timeout "
+            f"({self.config.allocate_timeout:g} s): of {now.target} workers {now.busy} are busy, "
+            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping, and {now.waiting} callers wait; the job did not start"
+        )
         if self.roster.failed_in_a_row and self.last_spawn_error is not None:
             text += f". The last {self.roster.failed_in_a_row} starts of a worker failed: {self.last_spawn_error}"
         error = AllocateTimeout(text)
@@ -355,7 +369,9 @@ class PoolCore:
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Every worker known, from spawn to reap, by slot."""
-        return tuple(seat.worker for seat in sorted(self.roster.seats, key=lambda seat: seat.slot) if hasattr(seat, "worker"))
+        return tuple(
+            seat.worker for seat in sorted(self.roster.seats, key=lambda seat: seat.slot) if hasattr(seat, "worker")
+        )
 
     def statistics(self) -> PoolStatistics:
         """Look at the pool."""
@@ -413,7 +429,9 @@ class PoolCore:
         self._check_held(worker)
         return decode(await self.exchange.run(job, worker.seat))
 
-    def stream_on(self, worker: Worker, payload: Payload, label: str | None) -> AbstractAsyncContextManager[Parts[Payload]]:
+    def stream_on(
+        self, worker: Worker, payload: Payload, label: str | None
+    ) -> AbstractAsyncContextManager[Parts[Payload]]:
         """Stream a job on a worker that the caller has to himself."""
         job = Job(encode(self.config, payload), label)
         self._check_held(worker)
@@ -424,7 +442,9 @@ class PoolCore:
         if seat.state is STOPPING or seat.state is GONE:
             return
         if seat.lease is None:
-            raise trio.BusyResourceError("this worker belongs to its pool; use Pool.exec, or Pool.lease to have one to yourself")
+            raise trio.BusyResourceError(
+                "this worker belongs to its pool; use Pool.exec, or Pool.lease to have one to yourself"
+            )
         if seat.jobs:
             raise trio.BusyResourceError("another task has a job on this worker")
 
@@ -436,13 +456,20 @@ def _tail(error: object) -> str:
 
 def _as_spawn_error(error: WorkerError) -> SpawnError:
     """A worker that shook hands and died before the pool was open."""
-    spawn_error = SpawnError(f"{error} That was before the pool was open", pid=error.pid, slot=error.slot,
-                             returncode=error.returncode, stderr=error.stderr, phase=error.phase, started=False)  # fmt: skip
+    spawn_error = SpawnError(
+        f"{error} That was before the pool was open",
+        pid=error.pid,
+        slot=error.slot,
+        returncode=error.returncode,
+        stderr=error.stderr,
+        phase=error.phase,
+        started=False,
+    )
     spawn_error.__cause__ = error
     return spawn_error
 
 
-def encode(config: Config, payload: Payload) -> tuple[bytes | memoryview, ...]:
+def encode(config: Config, payload: object) -> tuple[bytes | memoryview, ...]:
     """Turn a payload into frames, or raise an error before any worker is taken."""
     if not isinstance(payload, Payload):
         raise TypeError(f"a job must be a Payload, such as Payload(b'...'), not {type(payload).__name__}")
@@ -478,26 +505,48 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
             except BaseException as error:
                 failure = error
             with trio.CancelScope(shield=True):
-                await core.end()
+                while True:
+                    try:
+                        await core.end()
+                        break
+                    except KeyboardInterrupt as interrupt:  # another Ctrl-C meanwhile; the reap goes on
+                        failure = _more_urgent(failure, interrupt)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        ours = group.split(trio.Cancelled)[1]
+        interrupts, others = group.split(KeyboardInterrupt)
+        if interrupts is not None:
+            failure = _more_urgent(failure, KeyboardInterrupt())
+        ours = None if others is None else others.split(trio.Cancelled)[1]
         if ours is not None:
             if failure is not None and not isinstance(failure, trio.Cancelled):
                 ours = BaseExceptionGroup("a bug of trio_workers, and what left the block", [ours, failure])
-            raise TrioWorkersInternalError("a background task of the pool failed; this is a bug in trio_workers") from ours
-        failure = failure or group.exceptions[0]
+            raise TrioWorkersInternalError(
+                "a background task of the pool failed; this is a bug in trio_workers"
+            ) from ours
+        if failure is None:
+            failure = group.exceptions[0]
     finally:
         if core is not None:
             core.close()
-    if core.failure is not None and failure is not core.failure:
+    gave_up = None if core is None else core.failure
+    if gave_up is not None and failure is not gave_up:
         if failure is None or isinstance(failure, trio.Cancelled):
-            failure = core.failure
+            failure = gave_up
         else:
-            _log.error("%s: gave up while this error was on its way out: %s", config.name, failure, extra={"pool": config.name})
-            _link(failure, core.failure)
+            _log.error(
+                "%s: gave up while this error was on its way out: %s", config.name, failure, extra={"pool": config.name}
+            )
+            _link(failure, gave_up)
     if failure is not None:
         raise failure
+
+
+def _more_urgent(failure: BaseException | None, interrupt: KeyboardInterrupt) -> BaseException:
+    """Choose what leaves the block when Ctrl-C comes while it is being left."""
+    if failure is None or isinstance(failure, Exception | trio.Cancelled):
+        interrupt.__context__ = failure
+        return interrupt
+    return failure  # itself an interrupt, perhaps in a group
 
 
 def _link(error: BaseException, context: BaseException) -> None:
@@ -524,8 +573,10 @@ class Pool:
 
     def __repr__(self) -> str:
         now = self.statistics()
-        return (f"<Pool {self.config.name!r}: {len(self.workers)} workers, {now.idle} idle, {now.busy} busy, "
-                f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping; {now.waiting} callers waiting>")  # fmt: skip
+        return (
+            f"<Pool {self.config.name!r}: {len(self.workers)} workers, {now.idle} idle, {now.busy} busy, "
+            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping; {now.waiting} callers waiting>"
+        )
 
     @property
     def config(self) -> Config:
@@ -547,27 +598,27 @@ class Pool:
 
         `label` names the job in `Worker.current`, logs and errors.
 
-        Raise `JobError` where the job fails; `WorkerCrashed` or `RelayError` where its worker does (see `WorkerError.started`);
-        `WorkerError` where workers kept asking to be replaced instead; `AllocateTimeout` after `Config.allocate_timeout` of waiting;
-        `QueueFull`; `trio.ClosedResourceError` where the pool is closed. A payload over `Config.max_frame_size` is a `ValueError`, anything
-        but a `Payload` a `TypeError`.
+        Raise `JobError` where the job fails; `WorkerCrashed` or `RelayError` where its worker does (see
+        `WorkerError.started`); `WorkerError` where workers kept asking to be replaced instead; `AllocateTimeout` after
+        `Config.allocate_timeout` of waiting; `QueueFull`; `trio.ClosedResourceError` where the pool is closed. A
+        payload over `Config.max_frame_size` is a `ValueError`, anything but a `Payload` a `TypeError`.
 
-        Cancelling takes a waiting job out of the queue. A running one ends with its worker, which is killed and replaced,
-        unless the whole reply is already there.
+        Cancelling takes a waiting job out of the queue. A running one ends with its worker, which is killed and
+        replaced, unless the whole reply is already there.
         """
         core = self._core
         answer = await core.exchange.run(Job(encode(core.config, payload), label))
         return Payload(answer.body, answer.context)
 
     def stream(self, payload: Payload, *, label: str | None = None) -> Parts[Payload]:
-        """Run one job and take its reply in parts: `async with pool.stream(payload) as parts: async for part in parts: ...`.
+        """Run one job and take its reply in parts, an async iterator: `async with pool.stream(payload) as parts`.
 
         Entering waits for a worker and sends the job; it raises what `exec` raises before a job starts. Each part is a
         `Payload`; a job error comes out of the iteration. Nothing is read ahead: a slow consumer holds the worker back.
 
-        Leaving early by `break`, return or an error asks the worker to end the stream, and a task of the pool reads on to the last
-        frame within `Config.destroy_timeout`; past that the worker is killed. Leaving by a cancel kills it at once. In
-        goridge-1 and -2 a reply has one part.
+        Leaving early by `break`, return or an error asks the worker to end the stream, and a task of the pool reads on
+        to the last frame within `Config.destroy_timeout`; past that the worker is killed. Leaving by a cancel kills it
+        at once. In goridge-1 and -2 a reply has one part.
         """
         core = self._core
         return Parts[Payload]._create(core.exchange, Job(encode(core.config, payload), label), decode)  # pyright: ignore[reportPrivateUsage]
@@ -580,17 +631,19 @@ class Pool:
         window: int | None = None,
         return_exceptions: bool = False,
     ) -> AbstractAsyncContextManager[Results[Payload]]:
-        """Run a job for each payload of a source: `async with pool.map(payloads) as replies: async for reply in replies: ...`.
+        """Run a job for each payload of a source, as an async iterator: `async with pool.map(payloads) as replies`.
 
-        The source may be sync or async, and endless: at most `window` items (default: two for each worker) are taken from it
-        and not delivered yet. Replies come in the order of the source, or as they are ready with `ordered=False`.
+        The source may be sync or async, and endless: at most `window` items (default: two for each worker) are taken
+        from it and not delivered yet. Replies come in the order of the source, or as they are ready with
+        `ordered=False`.
 
         A job's error is raised where its reply would have come, and ends the map; with `return_exceptions=True` it is
-        delivered in that place instead, and the map goes on. An error of the source comes out as itself, after all results before it.
-        Leaving the block closes the source (if it is a generator), and cancels the jobs still running.
+        delivered in that place instead, and the map goes on. An error of the source comes out as itself, after all
+        results before it. Leaving the block closes the source (if it is a generator), and cancels the jobs still
+        running.
 
-        Its jobs wait for their turn inside the map: at most one for each worker is with the pool, and only then `Config.allocate_timeout`
-        counts. `Config.max_queue` does not count them.
+        Its jobs wait for their turn inside the map: at most one for each worker is with the pool, and only then
+        `Config.allocate_timeout` counts. `Config.max_queue` does not count them.
         """
         core = self._core
         workers = core.roster.target
@@ -609,8 +662,9 @@ class Pool:
     def lease(self, *, label: str | None = None) -> "Lease":
         """Have one worker to yourself: `async with pool.lease() as worker: await worker.exec(...)`.
 
-        Queued as one job, with the errors of one. `Config.max_executions` is looked at when the lease ends. A worker that asks to be replaced
-        inside is a `WorkerError` with phase "retiring". Cancelling inside kills the worker if a job runs on it.
+        Queued as one job, with the errors of one. `Config.max_executions` is looked at when the lease ends. A worker
+        that asks to be replaced inside is a `WorkerError` with phase "retiring". Cancelling inside kills the worker if
+        a job runs on it.
         """
         return Lease._create(self._core, Job((), label, lease=True))  # pyright: ignore[reportPrivateUsage]
 
@@ -652,15 +706,15 @@ class Lease:
 def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Pool]:
     """Open a pool of workers: `async with open_pool(config) as pool: ...`.
 
-    Yields when all workers are ready; they are booted side by side, about twice the cores at a time. The first that does not
-    become ready ends the opening with its `SpawnError`.
+    Yields when all workers are ready; they are booted side by side, about twice the cores at a time. The first that
+    does not become ready ends the opening with its `SpawnError`.
 
-    `observer(event, worker, context)` is called in the trio thread, in order, after each change is complete: see `WorkerEvent`.
-    One that raises is logged and does no harm.
+    `observer(event, worker, context)` is called in the trio thread, in order, after each change is complete: see
+    `WorkerEvent`. One that raises is logged and does no harm.
 
-    Left normally: jobs accepted so far finish, later ones get `trio.ClosedResourceError`, then the workers get the stop frame,
-    `Config.destroy_timeout` and SIGKILL. Left by an exception or a cancel: the workers are killed at once. An exception leaves as it is.
-    `RestartLimitExceeded` leaves the block when the pool gives up (`Restart.give_up_after`).
+    Left normally: jobs accepted so far finish, later ones get `trio.ClosedResourceError`, then the workers get the stop
+    frame, `Config.destroy_timeout` and SIGKILL. Left by an exception or a cancel: the workers are killed at once. An
+    exception leaves as it is. `RestartLimitExceeded` leaves the block when the pool gives up (`Restart.give_up_after`).
     """
     _check(config, observer)
 
@@ -673,9 +727,10 @@ def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAs
 
 
 def open_worker(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Worker]:
-    """Start a single worker, to oneself: `async with open_worker(config) as worker: reply = await worker.exec(payload)`.
+    """Start a single worker, to oneself: `async with open_worker(config) as worker`, then `await worker.exec(payload)`.
 
-    It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers` is not looked at. Otherwise like `open_pool`.
+    It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers` is not looked at.
+    Otherwise like `open_pool`.
     """
     _check(config, observer)
 
@@ -695,7 +750,7 @@ def open_worker(config: Config, *, observer: Observer | None = None) -> Abstract
     return _Protected(block())
 
 
-def _check(config: Config, observer: Observer | None) -> None:
+def _check(config: object, observer: object) -> None:
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config, not {type(config).__name__}")
     if observer is not None and not callable(observer):

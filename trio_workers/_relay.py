@@ -20,8 +20,8 @@ from typing import Final
 import trio
 
 from . import _platform
-from ._conversation import STOP_STREAM, Conversation, Event, FrameError, Shaken, Stage
-from ._goridge import printable
+from ._conversation import STOP_STREAM, Conversation, Event, Shaken, Stage
+from ._goridge import FrameError, printable
 
 READ_SIZE: Final = 64 * 1024
 """Bytes asked for in one read: a pipe's default capacity, and below malloc's threshold for a fresh mapping."""
@@ -49,12 +49,15 @@ class Relay(ABC):
 
     closed: bool = False
     unsent: bool = False
-    """Whether bytes taken by `write_now` are still with us (only for streams, which send in the background of a wait)."""
+    """Whether bytes taken by `write_now` are still with us (only for streams, which send in the background of a
+    wait)."""
 
     @abstractmethod
     def write_now(self, data: bytes | memoryview) -> int:
-        """Write what can be written at once and return how many bytes that was, 0 where it would wait. Raise `OSError`
-        where nobody reads any more."""
+        """Write what can be written at once; return how many bytes that was, 0 where it would wait.
+
+        Raise `OSError` where nobody reads any more.
+        """
 
     @abstractmethod
     def read_now(self, size: int) -> bytes | None:
@@ -88,7 +91,8 @@ class Relay(ABC):
 class FdRelay(Relay):
     """A relay over non-blocking file descriptors: two pipes, or one socket.
 
-    Both numbers are -1 once closed, and only `close` closes them: a number that is used again belongs to another worker.
+    Both numbers are -1 once closed, and only `close` closes them: a number that is used again belongs to another
+    worker.
     """
 
     def __init__(self, read_fd: int, write_fd: int, *, kind: str, quick_ack: bool = False) -> None:
@@ -169,8 +173,8 @@ class FdRelay(Relay):
 class StreamRelay(Relay):
     """A relay over any trio stream, for factories of your own (a stream of an ssh library, say).
 
-    A stream can't do anything at once, so here what `write_now` takes is sent by whoever waits next, and nothing is proved
-    about a job once its bytes are with the stream.
+    A stream can't do anything at once, so here what `write_now` takes is sent by whoever waits next, and nothing is
+    proved about a job once its bytes are with the stream.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -206,7 +210,7 @@ class StreamRelay(Relay):
             return
         with self._wakeable() as scope:
             try:
-                self._inbox = await self._stream.receive_some(READ_SIZE)
+                self._inbox = bytes(await self._stream.receive_some(READ_SIZE))
             except trio.BrokenResourceError:
                 self._inbox = b""
         if scope.cancelled_caught:
@@ -337,8 +341,11 @@ class Line:
         return not self.relay.unsent
 
     async def flush(self) -> None:
-        """Write the rest of the job, waiting where the relay is full. Return too where nobody reads any more: that
-        decides nothing until the relay has been read to its end, for the worker may have said why."""
+        """Write the rest of the job, waiting where the relay is full.
+
+        Return too where nobody reads any more: that decides nothing until the relay has been read to its end, for the
+        worker may have said why.
+        """
         try:
             while not self._push():
                 await self.relay.wait_writable()
@@ -355,7 +362,7 @@ class Line:
         return self._say(self.conversation.stop())
 
     def _say(self, frame: bytes) -> bool:
-        """Write a control frame where that can be done at once and whole. A part of one is finished before the next job."""
+        """Write a control frame where that can be done at once; what is left of one goes before the next job."""
         try:
             written = self.relay.write_now(frame)
         except OSError:
@@ -409,7 +416,7 @@ class Line:
         return event
 
     async def shake_hands(self) -> None:
-        """Exchange the handshakes; sets `peer`. Raise `FrameError` or `LineEnded` where that fails; no deadline of its own."""
+        """Exchange the handshakes, and set `peer`; no deadline here. Raise `FrameError` or `LineEnded` on failure."""
         self._unsent.append(self.conversation.handshake())
         await self.flush()
         event = None
@@ -449,7 +456,8 @@ class Line:
     def started(self) -> bool | None:
         """Whether the present job started, as far as it can be proved once the worker is dead (or the line broken).
 
-        False: its last byte was never read, so the worker can't have begun it. True: it was read whole, or answered in part.
+        False: its last byte was never read, so the worker can't have begun it. True: it was read whole, or answered in
+        part.
         """
         if self._answered:
             return True

@@ -78,7 +78,9 @@ class Job:
     bell: Any = None
     rung: bool = False
 
-    def __init__(self, frames: Sequence[bytes | memoryview] = (), label: str | None = None, *, lease: bool = False) -> None:
+    def __init__(
+        self, frames: Sequence[bytes | memoryview] = (), label: str | None = None, *, lease: bool = False
+    ) -> None:
         self.frames = frames
         self.label = label
         self.lease = lease
@@ -245,7 +247,9 @@ class Roster:
         self._retry_at: dict[int, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Roster {self.phase.name}: {len(self.seats)} seats, {len(self._free)} free, {len(self._waiting)} waiting>"
+        return (
+            f"<Roster {self.phase.name}: {len(self.seats)} seats, {len(self._free)} free, {len(self._waiting)} waiting>"
+        )
 
     # what can be seen
 
@@ -392,7 +396,8 @@ class Roster:
 
     def suspect(self, seat: Seat, why: BaseException | str, *, grace: bool = False) -> Actions:
         """Something is wrong with the worker: it gets no more jobs and is killed. `why` is a text where it just ended its
-        relay (then `grace`: it may be ending by itself, with an exit status worth knowing), else the exception."""
+        relay (then `grace`: it may be ending by itself, with an exit status worth knowing), else the exception.
+        """
         if seat.state in (STOPPING, GONE):
             return NOTHING
         seat.fault = why
@@ -447,7 +452,8 @@ class Roster:
         self, seat: Seat, ending: object, answered: Iterable[Job] = (), unstarted: Iterable[Job] = ()
     ) -> Actions:
         """The worker's process has ended. `answered`: jobs whose outcome had come before; `unstarted`: jobs it provably
-        did not begin, which go on. All others it had end here."""
+        did not begin, which go on. All others it had end here.
+        """
         done, fresh = set(answered), set(unstarted)
         early = seat.state is STARTING or not seat.announced
         seat.state = GONE

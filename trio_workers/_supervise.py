@@ -1,9 +1,9 @@
 """The life of a worker, one task a worker, top to bottom: spawn, handshake, ready, its end, reap.
 
-The task waits for one thing only, the end of the process. Booting is a task beside it, so that a process that dies before it
-connects is noticed at once; stderr is drained in another from birth. All of it is shielded: what ends a worker is
-always a signal, sent by `Pool` when the roster says so or by this task when a deadline has passed (`Worker.kill_after`), and
-after SIGKILL the reap comes for certain.
+The task waits for one thing only, the end of the process. Booting is a task beside it, so that a process that dies
+before it connects is noticed at once; stderr is drained in another from birth. All of it is shielded: what ends a
+worker is always a signal, sent by `Pool` when the roster says so or by this task when a deadline has passed
+(`Worker.kill_after`), and after SIGKILL the reap comes for certain.
 """
 
 import logging
@@ -14,18 +14,18 @@ from typing import Final, TypeVar
 
 import trio
 
-from ._config import Config, available_cores, check_argv, check_env
+from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Replied, StopAsked
 from ._errors import SpawnError, how_it_ended
-from ._exchange import Ending, describe
+from ._exchange import Ending, describe_end
 from ._factories import Spawner
 from ._process import Launch
 from ._relay import Line, LineEnded
 from ._roster import STARTING, Actions, Job, Roster, Seat
 
 GRACE: Final = 0.5
-"""Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors within
-milliseconds, and without this true exit statuses would read SIGKILL."""
+"""Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors
+within milliseconds, and without this true exit statuses would read SIGKILL."""
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class Supervision:
         await process.wait_exit()
 
     def _end(self, seat: Seat, launch: Launch) -> None:
-        """The process has ended: nothing is awaited until everybody who has to know does and everything is let go of."""
+        """Tell everybody who has to know how the process ended, and let go of everything; nothing is awaited."""
         worker = seat.worker
         process, line = worker.process, worker.line
         assert process is not None
@@ -162,9 +162,8 @@ class Supervision:
         if not seat.announced:
             error = seat.fault if isinstance(seat.fault, Exception) else None
             seat.fault = worker.failure = self._spawn_error(seat, launch, error, ending)
-        elif not (seat.planned and not worker.killed):
-            worker.failure = describe(seat, ending, phase=seat.jobs[0].phase if seat.jobs else "idle", what="a job",
-                                      started=seat.jobs[0].proof if seat.jobs else False)  # fmt: skip
+        elif worker.killed or not seat.planned:
+            worker.failure = describe_end(seat, ending)
         self._carry_out(self._roster.exited(seat, ending, answered, unstarted))
         if line is not None:
             line.relay.close()
@@ -231,7 +230,7 @@ def _why(error: Exception | None) -> str:
     return "it closed its relay" if isinstance(error, LineEnded) else str(error)
 
 
-def _shown(argv: tuple[str | bytes | os.PathLike[str] | os.PathLike[bytes], ...]) -> str:
+def _shown(argv: tuple[Argument, ...]) -> str:
     return repr([os.fsdecode(item) for item in argv])
 
 
@@ -249,5 +248,8 @@ def _advice(error: Exception | None, ran: bool, said: bool, protocol: str) -> st
     if said:
         return "a worker must write nothing to stdout but its relay's frames; let it write to stderr"
     if isinstance(error, TimeoutError):
-        return f"does the program speak {protocol} on the relay that RR_RELAY names? If it only needs longer, raise boot_timeout"
+        return (
+            f"does the program speak {protocol} on the relay that RR_RELAY names? "
+            "If it only needs longer, raise boot_timeout"
+        )
     return f"run the command by hand to see why it ends; it should wait for a {protocol} handshake"

@@ -99,8 +99,8 @@ class Worker:
         """Run one job on this worker and return its reply.
 
         Raise `JobError` where the job fails, `WorkerError` where the worker does, `trio.ClosedResourceError` after
-        `stop` or `kill`, and `trio.BusyResourceError` where another task is in it or the pool owns it. Cancelling kills the
-        worker, unless the whole reply is already there.
+        `stop` or `kill`, and `trio.BusyResourceError` where another task is in it or the pool owns it. Cancelling kills
+        the worker, unless the whole reply is already there.
         """
         return await self._owner.exec_on(self, payload, label)
 
@@ -111,8 +111,8 @@ class Worker:
     async def stop(self) -> None:
         """Stop the worker softly and wait until it is gone.
 
-        A running job is finished first; then comes the stop frame, and after `Config.destroy_timeout` SIGKILL. Doing it twice
-        is harmless. Cancelling gives up the wait, not the stop.
+        A running job is finished first; then comes the stop frame, and after `Config.destroy_timeout` SIGKILL. Doing it
+        twice is harmless. Cancelling gives up the wait, not the stop.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._owner.retire(self, "stopped")
@@ -125,7 +125,7 @@ class Worker:
         await self.ended.wait()
 
     async def wait(self) -> None:
-        """Wait until the worker is gone: return where a soft stop ended it, else raise the `WorkerError` that says what did."""
+        """Wait until the worker is gone: return after a soft stop, else raise the `WorkerError` of its end."""
         await self.ended.wait()
         if self.failure is not None:
             raise self.failure

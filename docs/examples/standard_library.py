@@ -1,0 +1,167 @@
+"""Send each source file of the Python standard library to a pool of workers, and print what they found.
+
+On the way it kills a worker with SIGKILL, as the kernel does where memory runs out. The one job that was on it ends with
+WorkerCrashed and is sent again, which does no harm here: the job only looks. No other job notices.
+"""
+
+import argparse
+import heapq
+import json
+import logging
+import os
+import signal
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trio_workers import Config, JobError, Payload, Pool, WorkerCrashed, WorkerState, open_pool
+
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+CONFIG = Config(
+    command=[sys.executable, str(Path(__file__).with_name("standard_library_worker.py"))],
+    destroy_timeout=2.0,
+    name="standard library",
+)
+
+
+def find_files(limit: int | None) -> list[Path]:
+    """Find the library's source files; with a limit that many of them, evenly spread."""
+    files = [
+        path
+        for path in sorted(LIBRARY.rglob("*.py"))
+        if path.is_file() and not {"site-packages", "dist-packages"} & set(path.parts)
+    ]
+    if limit is None or limit >= len(files):
+        return files
+    return [files[number * len(files) // limit] for number in range(limit)]
+
+
+def make_job(path: Path) -> Payload:
+    return Payload(path.read_bytes())
+
+
+class Progress:
+    """One line that is written anew on a terminal, and a line for each quarter elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._quarter = 0
+
+    def step(self) -> None:
+        self.done += 1
+        text = f"{self.done:,} of {self.total:,} files"
+        if sys.stdout.isatty():
+            print(f"\r{text} ", end="\n" if self.done == self.total else "", flush=True)
+        elif self.done * 4 // self.total > self._quarter:
+            self._quarter = self.done * 4 // self.total
+            print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        if sys.stdout.isatty():
+            print()
+        print(text, flush=True)
+
+
+class Findings:
+    """What has been found."""
+
+    def __init__(self) -> None:
+        self.lines = self.functions = self.classes = self.parsed = 0
+        self.longest: list[tuple[int, str, str]] = []
+        self.refused: list[tuple[str, str]] = []
+        self.sent_again: list[str] = []
+
+    def add(self, name: str, found: dict[str, Any]) -> None:
+        self.parsed += 1
+        self.lines += found["lines"]
+        self.functions += found["functions"]
+        self.classes += found["classes"]
+        self.longest = heapq.nlargest(5, [*self.longest, (found["longest"], found["name"], name)])
+
+
+async def examine(pool: Pool, files: list[Path], findings: Findings, progress: Progress) -> None:
+    """Run a job for each file. Replies come in the order of the files, errors in their places."""
+    payloads: Iterator[Payload] = map(make_job, files)
+    async with pool.map(payloads, return_exceptions=True) as replies:
+        for path in files:
+            name = str(path.relative_to(LIBRARY))
+            reply: Payload | Exception = await anext(replies)
+            if isinstance(reply, WorkerCrashed):
+                findings.sent_again.append(name)
+                progress.say(f"{type(reply).__name__}: {reply}\n{name} is sent again.")
+                reply = await pool.exec(make_job(path), label=name)
+            if isinstance(reply, JobError):
+                findings.refused.append((name, str(reply).splitlines()[-1]))
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                findings.add(name, json.loads(reply.body))
+            progress.step()
+
+
+async def kill_a_worker(pool: Pool, findings: Findings, progress: Progress) -> None:
+    """Once a third is done, kill a worker in the middle of a job. A job that has just been answered is not hit: try again."""
+    while progress.done * 3 < progress.total:
+        await trio.sleep(0.01)
+    while not findings.sent_again:
+        for worker in pool.workers:
+            job = worker.current
+            if worker.state.value is WorkerState.WORKING and job and worker.pid is not None:
+                if trio.current_time() - job.started > 0.005:
+                    os.kill(worker.pid, signal.SIGKILL)
+                    # Its replacement is on its way. The map tells of the job when its turn comes.
+                    with trio.move_on_after(1):
+                        while not findings.sent_again:
+                            await trio.sleep(0.01)
+                    break
+        await trio.sleep(0.001)
+
+
+async def main(limit: int | None) -> None:
+    files = find_files(limit)
+    findings, progress = Findings(), Progress(len(files))
+    start = time.monotonic()
+    async with open_pool(CONFIG) as pool:
+        print(f"{len(files):,} source files of {LIBRARY} go to {len(pool.workers)} workers.", flush=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_a_worker, pool, findings, progress)
+            await examine(pool, files, findings, progress)
+            nursery.cancel_scope.cancel()
+        statistics = pool.statistics()
+    elapsed = time.monotonic() - start
+
+    print(f"\n{findings.parsed:,} files, {findings.lines:,} lines, {findings.functions:,} functions, "
+          f"{findings.classes:,} classes")  # fmt: skip
+    print("The longest functions:")
+    for length, function, name in findings.longest:
+        print(f"{length:7,} lines  {function}  ({name})")
+    if findings.refused:
+        print(f"Not parsed, each a job error: {len(findings.refused)} files, such as")
+        for name, why in findings.refused[:3]:
+            print(f"    {name}: {why}")
+    died, again = statistics.exits.get("crashed", 0), len(findings.sent_again)
+    print(f"Workers: {statistics.starts} started, {died} died and replaced; jobs sent again: {again}")
+    print(f"Elapsed: {elapsed:.1f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Send the standard library's source files to a pool of workers.")
+    parser.add_argument("--limit", type=int, metavar="N", help="only N files, evenly spread")
+    options = parser.parse_args()
+    # This program tells of the worker's death itself; without this line the pool's log would too.
+    logging.getLogger("trio_workers").setLevel(logging.ERROR)
+    interrupted = False
+    try:
+        trio.run(main, options.limit)
+    except* KeyboardInterrupt:  # from inside a nursery it comes in a group
+        interrupted = True
+    if interrupted:
+        print("\nInterrupted; no worker is left.")
+        sys.exit(130)
