@@ -17,13 +17,12 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trio.testing
 
 from tests.test_contract import factory_of
 from trio_workers import (
-    AllocateTimeout,
     Config,
     Payload,
-    PipeFactory,
     Pool,
     RelayError,
     Restart,
@@ -175,6 +174,30 @@ async def hanging(pool: Pool, source: str) -> AsyncIterator[Worker]:
         nursery.cancel_scope.deadline = trio.current_time()
 
 
+class Running:
+    """A job that runs beside the test, and what became of it."""
+
+    def __init__(self) -> None:
+        self.reply: bytes | None = None
+        self.error: BaseException | None = None
+
+    async def run(self, pool: Pool, source: str) -> None:
+        try:
+            self.reply = await tell(pool, source)
+        except WorkerError as error:
+            self.error = error
+
+
+@contextlib.asynccontextmanager
+async def running(pool: Pool, source: str) -> AsyncIterator[Running]:
+    """A job on every worker of the pool; at the end it is waited for."""
+    job = Running()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job.run, pool, source)
+        await until(lambda: busy(pool))
+        yield job
+
+
 @pytest.fixture
 def note(tmp_path: Path) -> Path:
     """A file in which workers note what they do."""
@@ -254,7 +277,7 @@ async def test_replies_then_exits() -> None:
 # what is no reply
 
 
-async def test_garbage(caplog: pytest.LogCaptureFixture) -> None:
+async def test_garbage() -> None:
     """Promise 11: text instead of a frame is a RelayError that shows it, and the worker is replaced."""
     told = Told()
     async with open_pool(puppets(), observer=told) as pool:
@@ -393,25 +416,37 @@ async def test_killed_while_idle() -> None:
         (worker,) = pool.workers
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)
-        assert await tell(pool, "reply(b'served')") == b"served"
+        await until(lambda: worker not in pool.workers)
         await heals(pool, worker)
     (error,) = told.errors
     assert isinstance(error, WorkerCrashed)
     assert (error.signal, error.phase) == (signal.SIGKILL, "idle")
 
 
-async def test_killed_while_busy() -> None:
+async def test_killed_before_a_job() -> None:
+    """Promise 3: a worker killed just before it gets a job: the job is handed on, and nobody notices."""
+    async with open_pool(puppets(num_workers=2)) as pool:
+        for number in range(10):
+            await until(lambda: ready(pool))
+            for worker in pool.workers:
+                assert worker.pid
+                os.kill(worker.pid, signal.SIGKILL)
+            assert await tell(pool, f"reply(b'{number}')") == b"%d" % number
+        await heals(pool)
+        assert pool.statistics().jobs == {"replied": 13}
+
+
+async def test_killed_while_busy(note: Path) -> None:
     """Promise 5: killed from outside under a job, as by the OOM killer: the one job's error says which signal."""
     async with open_pool(puppets()) as pool:
         (worker,) = pool.workers
         assert worker.pid
-        with pytest.raises(WorkerCrashed, match="out-of-memory") as caught:
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
-                nursery.start_soon(tell, pool, f"open('/proc/self/oom_score').read(); os.mkfifo; time.sleep(1000)")
-                # It sleeps: so it has read its job.
-                await until(lambda: busy(pool) and "nanosleep" in Path(f"/proc/{worker.pid}/wchan").read_text())
-                os.kill(worker.pid, signal.SIGKILL)
-        assert (caught.value.signal, caught.value.started) == (signal.SIGKILL, True)
+        async with running(pool, f"open({str(note)!r}, 'a'); time.sleep(1000)") as job:
+            await until(note.exists)
+            os.kill(worker.pid, signal.SIGKILL)
+        assert isinstance(job.error, WorkerCrashed)
+        assert "out-of-memory" in str(job.error)
+        assert (job.error.signal, job.error.phase, job.error.started) == (signal.SIGKILL, "running", True)
         await heals(pool, worker)
 
 
@@ -471,22 +506,15 @@ async def test_dies_before_it_reads(transport: str, size: int, note: Path, tmp_p
         os.kill(worker.pid, signal.SIGSTOP)
         await until(lambda: stopped(worker.pid or 0))
         source = f"open({str(note)!r}, 'a').write('x'); reply(b'done')\n#" + "-" * size
-        got: list[bytes] = []
-
-        async def run() -> None:
-            got.append(await tell(pool, source))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            await until(lambda: busy(pool))
+        async with running(pool, source) as job:
             await trio.testing.wait_all_tasks_blocked()
             os.kill(worker.pid, signal.SIGKILL)
-        assert got == [b"done"]
+        assert job.reply == b"done"
         assert noted(note) == "x"
         await heals(pool, worker)
     (error,) = told.errors
     assert isinstance(error, WorkerCrashed)
-    assert error.started is False
+    assert (error.phase, error.started) == ("writing", False)
 
 
 async def test_nothing_is_proved_over_tcp(note: Path) -> None:
@@ -496,13 +524,11 @@ async def test_nothing_is_proved_over_tcp(note: Path) -> None:
         assert worker.pid
         os.kill(worker.pid, signal.SIGSTOP)
         await until(lambda: stopped(worker.pid or 0))
-        with pytest.raises(WorkerCrashed) as caught:
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
-                nursery.start_soon(tell, pool, f"open({str(note)!r}, 'a').write('x'); reply(b'done')")
-                await until(lambda: busy(pool))
-                await trio.testing.wait_all_tasks_blocked()
-                os.kill(worker.pid, signal.SIGKILL)
-        assert caught.value.started is None
+        async with running(pool, f"open({str(note)!r}, 'a').write('x'); reply(b'done')") as job:
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(worker.pid, signal.SIGKILL)
+        assert isinstance(job.error, WorkerCrashed)
+        assert job.error.started is None
         assert noted(note) == ""
         await heals(pool, worker)
 
@@ -549,18 +575,16 @@ async def test_crash_loop_at_boot(tmp_path: Path) -> None:
     restart = Restart(initial=0.05, factor=2.0, jitter=0.0)
     async with open_pool(puppets(command=command, restart=restart), observer=told) as pool:
         broken.touch()
+        began = trio.current_time()
         with pytest.raises(WorkerCrashed):
             await tell(pool, "os._exit(1)")
-        began = trio.current_time()
         await until(lambda: pool.statistics().failed_starts >= 3)
         # The first at once, then after 0.05 s, 0.1 s, 0.2 s, ...: n starts take 0.05 * (2 ** (n - 1) - 1) seconds.
         starts = pool.statistics().starts - 1
         assert 0.05 * (2 ** (starts - 1) - 1) <= trio.current_time() - began
-        assert starts == 3
         broken.unlink()
         await heals(pool)
-        assert pool.statistics().failed_starts == starts - 1 + 1
-    assert len(told.errors) == 1 + starts
+        assert len(told.errors) == 1 + pool.statistics().failed_starts
 
 
 # children of workers
@@ -832,5 +856,6 @@ async def test_strangers_where_the_kernel_does_not_tell(
             assert await tell(pool, "reply(b'%d' % os.getpid())  # secret") == b"%d" % (worker.pid or 0)
             await heals(pool)
             for stranger in strangers[1:]:
-                stranger.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # it has been shown the door already
+                    stranger.shutdown(socket.SHUT_WR)
                 assert b"secret" not in await trio.to_thread.run_sync(heard, stranger)

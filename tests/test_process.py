@@ -416,7 +416,7 @@ async def main():
     for slot, argv in enumerate(WORKERS):
         launch = Launch(argv=argv, env=os.environ, slot=slot, label="x", protocol="goridge-3", max_frame_size=1)
         await spawn_process(launch, stdin=0, stdout=1, limiter=trio.CapacityLimiter(1))
-    os.write(1, b"\n")  # an empty line: every life line is armed
+    os.write(1, b"\\n")  # an empty line: every life line is armed
     await trio.sleep_forever()
 
 trio.run(main)

@@ -214,6 +214,10 @@ class Conversation:
         """Whether bytes have arrived that belong to no event yet."""
         return self._decoder.pending
 
+    def drop(self) -> None:
+        """Drop what has arrived and belongs to no event."""
+        self._decoder.drop()
+
     def _move(self, what: type[Event] | str) -> None:
         row = self._row.moves.get(what)
         if row is None:

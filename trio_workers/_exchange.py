@@ -131,7 +131,10 @@ class Exchange:
         """Wait until a job that was handed in has its worker, and begin it. On an error the job is over."""
         try:
             while job.state is WAITING or (job.state is ASSIGNED and not job.lease):
-                await self._move_on(job)
+                if job.state is WAITING:
+                    await self._wait_turn(job)
+                else:
+                    self.begin(job)
             if job.state is DONE:
                 raise self._explain(job)
         except BaseException as error:
@@ -142,15 +145,15 @@ class Exchange:
     async def see_through(self, job: Job) -> Outcome:
         """Return the job's next outcome, from whatever half-state it is in; raise what else becomes of it."""
         while True:
-            state = job.state
-            if state is WAITING or state is ASSIGNED:
-                await self._move_on(job)
+            if job.state is ASSIGNED:
+                self.begin(job)
+                continue
+            if job.state is WAITING:
+                await self._wait_turn(job)
                 continue
             seat = job.seat
-            if seat is None:
-                raise self._explain(job)
-            line = seat.worker.line
-            if line is None:
+            line = None if seat is None else seat.worker.line
+            if seat is None or line is None or (job.state is DONE and not line.has_more):
                 raise self._explain(job)
             try:
                 event = None
@@ -158,8 +161,9 @@ class Exchange:
                     await trio.lowlevel.checkpoint()
                     event = line.take()
                 if event is None:
-                    if job.state is DONE:
-                        raise self._explain(job)
+                    if job.state is not WRITTEN or job.seat is not seat:
+                        line.forget()  # it died meanwhile, in the middle of a frame
+                        continue
                     event = await self._next_event(line)
             except (LineEnded, OSError) as error:
                 await self._suspect(job, seat, str(error) or "it closed its relay", grace=True)
@@ -180,11 +184,8 @@ class Exchange:
 
     # its parts
 
-    async def _move_on(self, job: Job) -> None:
-        """Get a job from waiting, or from being given a worker, to the wire."""
-        if job.state is ASSIGNED:
-            self.begin(job)
-            return
+    async def _wait_turn(self, job: Job) -> None:
+        """Wait until the job is given a worker, for what is left of `allocate_timeout`."""
         bell = job.bell
         if bell is None:
             bell = job.bell = self._bells.pop() if self._bells else Bell()

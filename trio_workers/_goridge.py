@@ -219,6 +219,10 @@ class Decoder:
         """Whether bytes have arrived that are no part of a frame taken yet."""
         return bool(self._buffer)
 
+    def drop(self) -> None:
+        """Drop what has arrived and is no part of a frame taken yet."""
+        self._take(len(self._buffer))
+
     def _take(self, end: int) -> None:
         if end == len(self._buffer):
             self._buffer = b""  # a large frame's memory goes with the frame
@@ -237,6 +241,22 @@ class Decoder:
         have = len(buffer) - at
         if have < 12:
             return None
+        if have >= 16:
+            # The usual case, checked as a whole: a job or a reply. What fails here is looked at in detail below.
+            first, flags, size, checksum, bits, reserved, split = _WITH_OPTION_3.unpack_from(buffer, at)
+            start, end = at + 16, at + 16 + size
+            if (
+                first == JOB_3
+                and flags in CODECS
+                and bits in self.legal_bits
+                and reserved == 0
+                and split <= size <= self.max_frame_size
+                and type(buffer) is bytes
+                and end <= len(buffer)
+                and crc32(buffer[at : at + 6]) == checksum
+            ):
+                self._take(end)
+                return Frame(flags, bits, buffer[start : start + split], buffer[start + split : end])
         first, flags, size, checksum, bits, reserved = _WHOLE_3.unpack_from(buffer, at)
         if crc32(buffer[at : at + 6]) != checksum:
             raise self._refuse("the header's CRC32 is wrong")

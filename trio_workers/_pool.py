@@ -136,6 +136,7 @@ class PoolCore:
             allocate_timeout=config.allocate_timeout,
             destroy_timeout=config.destroy_timeout,
         )
+        self.codec = PayloadCodec(config)
         self.body_scope = trio.CancelScope()
         self.failure: BaseException | None = None
         self.last_spawn_error: SpawnError | None = None
@@ -424,7 +425,7 @@ class PoolCore:
 
     async def exec_on(self, worker: Worker, payload: Payload, label: str | None) -> Payload:
         """Run a job on a worker that the caller has to himself."""
-        job = Job(encode(self.config, payload), label)
+        job = Job(self.codec.encode(payload), label)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_held(worker)
         return decode(await self.exchange.run(job, worker.seat))
@@ -433,7 +434,7 @@ class PoolCore:
         self, worker: Worker, payload: Payload, label: str | None
     ) -> AbstractAsyncContextManager[Parts[Payload]]:
         """Stream a job on a worker that the caller has to himself."""
-        job = Job(encode(self.config, payload), label)
+        job = Job(self.codec.encode(payload), label)
         self._check_held(worker)
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
@@ -469,19 +470,28 @@ def _as_spawn_error(error: WorkerError) -> SpawnError:
     return spawn_error
 
 
-def encode(config: Config, payload: object) -> tuple[bytes | memoryview, ...]:
-    """Turn a payload into frames, or raise an error before any worker is taken."""
-    if not isinstance(payload, Payload):
-        raise TypeError(f"a job must be a Payload, such as Payload(b'...'), not {type(payload).__name__}")
-    limit = config.max_frame_size
-    if config.protocol == "goridge-3":
-        limit = min(limit, 2**32 - 1)  # its sizes are 32 bits wide
-        largest = len(payload.body) + len(payload.context)
-    else:
-        largest = max(len(payload.body), len(payload.context))
-    if largest > limit:
-        raise ValueError(f"a job of {largest:,} bytes is larger than Config.max_frame_size ({limit:,})")
-    return encode_job(config.protocol, payload.context, payload.body)
+class PayloadCodec:
+    """Turns payloads into frames and answers into payloads: what `Pool` puts on top of a core."""
+
+    def __init__(self, config: Config) -> None:
+        self._protocol = config.protocol
+        # The sizes of goridge-3 are 32 bits wide, those of the older dialects 64.
+        self._limit = min(config.max_frame_size, 2**32 - 1) if config.protocol == "goridge-3" else config.max_frame_size
+
+    def encode(self, payload: object) -> tuple[bytes | memoryview, ...]:
+        """Turn a payload into frames, or raise an error before any worker is taken."""
+        if not isinstance(payload, Payload):
+            raise TypeError(f"a job must be a Payload, such as Payload(b'...'), not {type(payload).__name__}")
+        body, context = payload.body, payload.context
+        if len(body) + len(context) > self._limit:
+            self._check_frames(len(body), len(context))
+        return encode_job(self._protocol, context, body)
+
+    def _check_frames(self, body: int, context: int) -> None:
+        # In goridge-3 both are one frame, in the older dialects one each.
+        largest = body + context if self._protocol == "goridge-3" else max(body, context)
+        if largest > self._limit:
+            raise ValueError(f"a job of {largest:,} bytes is larger than Config.max_frame_size ({self._limit:,})")
 
 
 def decode(answer: Answer) -> Payload:
@@ -607,7 +617,7 @@ class Pool:
         replaced, unless the whole reply is already there.
         """
         core = self._core
-        answer = await core.exchange.run(Job(encode(core.config, payload), label))
+        answer = await core.exchange.run(Job(core.codec.encode(payload), label))
         return Payload(answer.body, answer.context)
 
     def stream(self, payload: Payload, *, label: str | None = None) -> Parts[Payload]:
@@ -621,7 +631,7 @@ class Pool:
         at once. In goridge-1 and -2 a reply has one part.
         """
         core = self._core
-        return Parts[Payload]._create(core.exchange, Job(encode(core.config, payload), label), decode)  # pyright: ignore[reportPrivateUsage]
+        return Parts[Payload]._create(core.exchange, Job(core.codec.encode(payload), label), decode)  # pyright: ignore[reportPrivateUsage]
 
     def map(
         self,
@@ -655,7 +665,7 @@ class Pool:
     @trio.lowlevel.enable_ki_protection
     async def _exec_patiently(self, payload: Payload) -> Payload:
         core = self._core
-        job = Job(encode(core.config, payload))
+        job = Job(core.codec.encode(payload))
         job.patient = True
         return decode(await core.exchange.run(job))
 

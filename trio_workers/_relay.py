@@ -14,7 +14,7 @@ import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -295,7 +295,7 @@ class Line:
         """Whether the last byte of the present job has been written."""
         return not self._unsent and not self.relay.unsent
 
-    def begin(self, frames: Iterable[bytes | memoryview]) -> str | None:
+    def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
         """Begin a job: write as much of it as the relay takes at once.
 
         Return None, or why this line can't carry a job any more; then not a byte of it was written.
@@ -376,7 +376,7 @@ class Line:
     @property
     def has_more(self) -> bool:
         """Whether `take` may have something: bytes have been read that are no part of an event taken yet."""
-        return bool(self.events) or self.conversation.pending
+        return self.conversation.pending or bool(self.events)
 
     def take(self) -> Event | None:
         """Return the next event of what has been read already."""
@@ -385,6 +385,11 @@ class Line:
         if self.conversation.pending and self.fault is None:
             return self._next_event()
         return None
+
+    def forget(self) -> None:
+        """Drop what a dead worker left that makes no event: the beginning of a frame."""
+        self.events.clear()
+        self.conversation.drop()
 
     def read(self) -> Event | None:
         """Read what is there and return the next event, None where it isn't whole yet.

@@ -174,7 +174,8 @@ class Supervision:
         final = type(line.events[-1]) if line.events else None
         for job in list(seat.jobs):
             job.proof = line.started
-            job.phase = "writing" if not line.whole else "streaming" if job.streaming else "running"
+            # Written whole and provably not read whole: it was on its way, whatever we wrote.
+            job.phase = "writing" if not line.whole or job.proof is False else "streaming" if job.streaming else "running"
             if seat.lease is not None:
                 job.phase = "leased"
             if final is Replied or final is Failed:

@@ -1,7 +1,7 @@
 """Send each source file of the Python standard library to a pool of workers, and print what they found.
 
-On the way it kills a worker with SIGKILL, as the kernel does where memory runs out. The one job that was on it ends with
-WorkerCrashed and is sent again, which does no harm here: the job only looks. No other job notices.
+On the way it kills a worker with SIGKILL, as the kernel does where memory runs out. The one job that was on it ends
+with WorkerCrashed and is sent again, which does no harm here: the job only looks. No other job notices.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from trio_workers import Config, JobError, Payload, Pool, WorkerCrashed, WorkerState, open_pool
+from trio_workers import Config, JobError, Payload, Pool, WorkerCrashed, open_pool
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 CONFIG = Config(
@@ -51,10 +51,13 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = 0
+        self.third = trio.Event()
         self._quarter = 0
 
     def step(self) -> None:
         self.done += 1
+        if self.done * 3 >= self.total:
+            self.third.set()
         text = f"{self.done:,} of {self.total:,} files"
         if sys.stdout.isatty():
             print(f"\r{text} ", end="\n" if self.done == self.total else "", flush=True)
@@ -77,6 +80,7 @@ class Findings:
         self.longest: list[tuple[int, str, str]] = []
         self.refused: list[tuple[str, str]] = []
         self.sent_again: list[str] = []
+        self.hit = trio.Event()
 
     def add(self, name: str, found: dict[str, Any]) -> None:
         self.parsed += 1
@@ -95,6 +99,7 @@ async def examine(pool: Pool, files: list[Path], findings: Findings, progress: P
             reply: Payload | Exception = await anext(replies)
             if isinstance(reply, WorkerCrashed):
                 findings.sent_again.append(name)
+                findings.hit.set()
                 progress.say(f"{type(reply).__name__}: {reply}\n{name} is sent again.")
                 reply = await pool.exec(make_job(path), label=name)
             if isinstance(reply, JobError):
@@ -107,21 +112,16 @@ async def examine(pool: Pool, files: list[Path], findings: Findings, progress: P
 
 
 async def kill_a_worker(pool: Pool, findings: Findings, progress: Progress) -> None:
-    """Once a third is done, kill a worker in the middle of a job. A job that has just been answered is not hit: try again."""
-    while progress.done * 3 < progress.total:
-        await trio.sleep(0.01)
-    while not findings.sent_again:
+    """Once a third is done, kill a worker in the middle of a job; again, if that job was just being answered."""
+    await progress.third.wait()
+    while not findings.hit.is_set():
         for worker in pool.workers:
             job = worker.current
-            if worker.state.value is WorkerState.WORKING and job and worker.pid is not None:
-                if trio.current_time() - job.started > 0.005:
-                    os.kill(worker.pid, signal.SIGKILL)
-                    # Its replacement is on its way. The map tells of the job when its turn comes.
-                    with trio.move_on_after(1):
-                        while not findings.sent_again:
-                            await trio.sleep(0.01)
-                    break
-        await trio.sleep(0.001)
+            if worker.pid is not None and job is not None and trio.current_time() - job.started > 0.005:
+                os.kill(worker.pid, signal.SIGKILL)  # its replacement comes by itself
+                break
+        with trio.move_on_after(0.001 if job is None else 1):
+            await findings.hit.wait()
 
 
 async def main(limit: int | None) -> None:

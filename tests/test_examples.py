@@ -1,0 +1,178 @@
+"""The examples of the docs, each run as a reader runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+EXAMPLES: Final = ROOT / "docs" / "examples"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start Python in the examples' directory; a warning is an error."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments: str) -> tuple[str, str]:
+    """Run it to its end, and return what it wrote to stdout and to stderr."""
+    with start(*arguments) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def test_every_example_is_run_here() -> None:
+    """A program among the examples that no test runs would rot."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    programs = {path.name for path in EXAMPLES.glob("*.py") if "serve(" not in path.read_text(encoding="utf-8")}
+    assert len(programs) >= 8
+    assert programs == {name for name in programs if f'"{name}"' in text}
+
+
+def test_hello() -> None:
+    """The README's first program."""
+    assert run("hello.py") == ("HELLO, WORKER\n", "")
+
+
+def test_crash() -> None:
+    """A crash names the worker, how it ended, the job, whether a retry is safe, and its last words."""
+    output, errors = run("crash.py")
+    lines = output.splitlines()
+    assert lines[0].endswith("ZeroDivisionError: integer division or modulo by zero")
+    assert re.search(
+        r"WorkerCrashed: worker \d+ \(slot 0\) exited with status 3 while it ran the job 'invoice 7'", output
+    )
+    assert "retry only if running it twice does no harm" in output
+    assert "The last lines of its stderr:\nout of paper\n" in output
+    assert "error.returncode=3 error.phase='running' error.started=True" in lines
+    assert lines[-1] == "A new worker has taken its place, and says: 4"
+    assert "out of paper" in errors  # the pool's log is seen without any configuration
+
+
+def test_map() -> None:
+    """Replies come in order, an error in its place, and an endless source does no harm."""
+    output, errors = run("map.py")
+    lines = output.splitlines()
+    assert lines[:5] == [
+        "12 // 0 is a job error",
+        "12 // 1 is 12",
+        "12 // 2 is 6",
+        "12 // 3 is 4",
+        "12 // 4 is 3",
+    ]
+    jobs = re.fullmatch(r"(\d+) jobs were run, of a million\.", lines[5])
+    assert jobs is not None
+    assert 5 <= int(jobs[1]) <= 9  # the five taken, and the window of four
+    assert errors == ""
+
+
+def test_stream() -> None:
+    """A stream that is left early costs no worker."""
+    assert run("stream.py") == ("1\n2\n3\nand again ['1']\nThe same worker: True\n", "")
+
+
+def test_lease() -> None:
+    """Jobs of one lease are not mixed with those of another."""
+    output, errors = run("lease.py")
+    assert set(output.splitlines()) == {"1 to 10: 55", "1 to 100: 5050", "1 to 1000: 500500"}
+    assert errors == ""
+
+
+def test_single() -> None:
+    """A worker without a pool around it."""
+    assert run("single.py") == ("ONE\nREADY 1\nSTOPPED\n", "")
+
+
+def test_logs() -> None:
+    """The log tells of a worker's life, at the levels that the docs name, in step with the observer."""
+    output, errors = run("logs.py")
+    lines = output.splitlines()
+    assert re.match(r"DEBUG   trio_workers\.pool slot=0: printers\[0\] \d+: ready", lines[0])
+    assert lines[1] == "CREATED  slot 0: NoneType"
+    assert re.search(r"^WARNING trio_workers\.worker slot=0: printers\[0\] \d+: out of paper$", output, re.MULTILINE)
+    assert re.search(r"^WARNING trio_workers\.pool slot=0: .*exited with status 3", output, re.MULTILINE)
+    events = [line.split()[0] for line in lines if re.match(r"[A-Z]+ +slot", line)]
+    assert events == ["CREATED", "ERROR", "DESTRUCT", "CREATED", "DESTRUCT"]
+    assert errors == ""
+
+
+def test_memory() -> None:
+    """How to test without processes: it takes minutes of a clock that jumps."""
+    output, _ = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "memory_test.py")
+    assert re.search(r"^1 passed", output, re.MULTILINE)
+
+
+def test_standard_library() -> None:
+    """The main job: it does all its work although a worker is killed on the way, and says what it found."""
+    output, errors = run("standard_library.py", "--limit", "250")
+    assert re.match(r"250 source files of .+ go to \d+ workers\.", output)
+    assert "\n250 of 250 files\n" in output
+    assert re.search(r"WorkerCrashed: worker \d+ \(slot \d+\) was killed by SIGKILL .* while it ran a job", output)
+    again = re.search(r"^(.+\.py) is sent again\.$", output, re.MULTILINE)
+    assert again is not None
+    found = re.search(r"^([\d,]+) files, ([\d,]+) lines, ([\d,]+) functions, ([\d,]+) classes$", output, re.MULTILINE)
+    assert found is not None
+    files, lines, functions, classes = (int(number.replace(",", "")) for number in found.groups())
+    refused = re.search(r"^Not parsed, each a job error: (\d+) files", output, re.MULTILINE)
+    assert files + (int(refused[1]) if refused else 0) == 250
+    assert lines > 10_000
+    assert functions > 500
+    assert classes > 50
+    longest = [
+        int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+) lines  \w+  \(.+\.py\)$", output, re.MULTILINE)
+    ]
+    assert len(longest) == 5
+    assert longest == sorted(longest, reverse=True)
+    workers = re.search(
+        r"^Workers: (\d+) started, (\d+) died and replaced; jobs sent again: (\d+)$", output, re.MULTILINE
+    )
+    assert workers is not None
+    assert int(workers[2]) >= 1
+    assert 1 <= int(workers[3]) <= int(workers[2])
+    assert errors == ""
+
+
+def session_members(leader: int) -> list[int]:
+    """The processes of a session, zombies left out; its workers are in groups of their own but in this session."""
+    found: list[int] = []
+    if sys.platform != "linux":
+        return found
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                state, _, _, session = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+            except OSError:
+                continue
+            if int(session) == leader and state != "Z":
+                found.append(int(directory.name))
+    return found
+
+
+def test_standard_library_interrupted() -> None:
+    """Ctrl-C, twice in a row, ends it in an orderly way and leaves no process."""
+    with start("standard_library.py") as process:
+        assert process.stdout is not None
+        assert "source files" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert output.endswith("Interrupted; no worker is left.\n")
+    assert errors == ""
+    end = time.monotonic() + 10  # a killed process is seen until its new parent has reaped it
+    while session_members(process.pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert session_members(process.pid) == []
