@@ -1,4 +1,4 @@
-"""What every kind of worker is held to: languages, dialects and transports, on the system's own means and on the portable ones.
+"""What every kind of worker is held to: languages, dialects, transports, with what the system has and with the fallbacks.
 
 One pool serves all checks of a case, one after the other: most of the time goes into starting processes.
 """
@@ -47,7 +47,10 @@ CASES: Final = [
 def command_of(language: str) -> list[str]:
     if language == "python":
         return [sys.executable, str(WORKERS / "worker.py")]
-    return [require(language), str(WORKERS / {"php": "worker.php", "node": "worker.mjs", "perl": "worker.pl"}[language])]
+    return [
+        require(language),
+        str(WORKERS / {"php": "worker.php", "node": "worker.mjs", "perl": "worker.pl"}[language]),
+    ]
 
 
 def factory_of(transport: str, tmp_path: Path) -> Factory:
@@ -87,7 +90,7 @@ def config(request: pytest.FixtureRequest, system: str, tmp_path: Path) -> Confi
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - no event tells of all that the tests wait for
             await trio.sleep(0.002)
 
 

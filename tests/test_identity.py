@@ -1,5 +1,7 @@
 """Who is at the other end of a connection, by the kernel's word."""
 
+# ruff: noqa: ASYNC220 - tests may block for a moment, and wait for states that no event tells
+
 import os
 import signal
 import socket
@@ -70,7 +72,7 @@ def door(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Door]:
 
 
 async def test_worker_is_known(door: Door) -> None:
-    """The spawned process itself, found among others that are expected; a process of no group asked for is a stranger."""
+    """The spawned process itself, found among those that are expected; anybody else is a stranger."""
     async with door.client() as (one, group_one, pid_one), door.client() as (two, group_two, _):
         assert group_one == pid_one
         assert await door.ask(one, group_one, group_two) == group_one

@@ -1,5 +1,7 @@
 """What is Linux-only, and its fallbacks."""
 
+# ruff: noqa: ASYNC222 - tests may block for a moment, and wait for states that no event tells
+
 import contextlib
 import fcntl
 import os
@@ -71,7 +73,13 @@ async def test_exit_status_is_exact_and_taken_once(start: Start, script: str, st
     watch = start(script)
     await watch.wait()
     await watch.wait()
-    assert [watch.peek(), watch.peek(), watch.reap(), watch.peek(), watch.reap()] == [status, status, status, None, None]
+    assert [watch.peek(), watch.peek(), watch.reap(), watch.peek(), watch.reap()] == [
+        status,
+        status,
+        status,
+        None,
+        None,
+    ]
     watch.close()
     watch.close()
 
@@ -248,7 +256,7 @@ def test_unread_bytes_of_a_pipe() -> None:
 
 @pytest.mark.parametrize("read", [0, 4, 10])
 def test_unread_bytes_of_a_unix_socket(read: int) -> None:
-    """While the other end is open, more than 0 says that some are unread; afterwards ECONNRESET says it, behind the data."""
+    """While the other end is open more than 0 says that some are; afterwards ECONNRESET says it, behind the data."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

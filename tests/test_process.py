@@ -1,5 +1,7 @@
 """One OS process: how it starts, how it ends, and what becomes of its stderr."""
 
+# ruff: noqa: ASYNC220, ASYNC222, ASYNC230 - tests may block for a moment, and wait for states that no event tells
+
 import contextlib
 import errno
 import logging
@@ -154,7 +156,9 @@ async def test_program_gets_what_was_asked_for(
     assert int(said[1]) == process.pid
 
 
-async def test_no_descriptor_is_inherited_but_the_life_line(platform: Platform, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_descriptor_is_inherited_but_the_life_line(
+    platform: Platform, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also none that the application made inheritable."""
     read_fd, write_fd = os.pipe()
     os.set_inheritable(read_fd, True)
@@ -197,7 +201,7 @@ async def test_system_refuses_to_fork(platform: Platform, number: int, monkeypat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         await spawn(LAUNCH)
     assert caught.value.errno == number
 
@@ -289,6 +293,49 @@ async def test_not_cancelled_once_begun(platform: Platform, monkeypatch: pytest.
     assert process.reap() == 0
 
 
+INTERRUPTED = """
+import os, signal, subprocess, trio
+from trio_workers._process import Launch, spawn_process
+
+popen = subprocess.Popen
+
+def interrupt_first(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGINT)
+    return popen(*args, **kwargs)
+
+subprocess.Popen = interrupt_first
+
+async def main():
+    launch = Launch(argv=("true",), env=os.environ, slot=0, label="x", protocol="goridge-3", max_frame_size=1)
+    process = await spawn_process(launch, stdin=0, stdout=None, limiter=trio.CapacityLimiter(1))
+    os.write(1, b"handed over, ")
+    try:
+        await process.wait_exit()
+        await trio.sleep_forever()
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait_exit()
+        process.finish()
+        os.write(1, b"reaped with %d" % process.reap())
+
+trio.run(main)
+"""
+
+
+def test_interrupted_while_it_starts() -> None:
+    """Ctrl-C during a spawn takes effect once the process is handed over."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": PACKAGE_PARENT},
+    )
+    assert done.stdout.startswith(b"handed over, reaped with ")
+    assert done.stderr.endswith(b"KeyboardInterrupt\n")
+
+
 async def test_no_token_of_the_default_limiter(platform: Platform) -> None:
     """It starts and ends however many threads of the application are busy."""
     limiter = trio.to_thread.current_default_thread_limiter()
@@ -373,7 +420,9 @@ async def test_kill_takes_the_group(platform: Platform, reports: Reports) -> Non
 @pytest.mark.parametrize("platform", [Linux], indirect=True)
 async def test_kill_takes_a_leader_that_left_its_group(platform: Platform, reports: Reports) -> None:
     """The process itself is killed too, in whichever group it is."""
-    script = "import os, time; os.setpgid(0, os.getpgid(os.getppid())); print(os.getpid(), flush=True); time.sleep(1000)"
+    script = (
+        "import os, time; os.setpgid(0, os.getpgid(os.getppid())); print(os.getpid(), flush=True); time.sleep(1000)"
+    )
     launch = attrs.evolve(LAUNCH, argv=(sys.executable, "-S", "-c", script))
     async with running(launch, reports.write_fd) as process:
         assert int(await reports.line()) == process.pid
@@ -547,7 +596,9 @@ async def test_rate_of_the_log(mock_clock: trio.testing.MockClock, caplog: pytes
         assert sum(start <= time < start + 1 for time in times) <= 2 * LINES_A_SECOND + 2
 
 
-async def test_slow_lines_are_never_left_out(mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_slow_lines_are_never_left_out(
+    mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """A worker that talks all the time, but within the rate, is logged whole."""
     log = StderrLog(LAUNCH, 42)
     for number in range(2000):
@@ -557,7 +608,7 @@ async def test_slow_lines_are_never_left_out(mock_clock: trio.testing.MockClock,
 
 
 async def test_tail(mock_clock: trio.testing.MockClock) -> None:
-    """The last lines, an unfinished one with them, within a bound that counts what is shown; also of those not logged."""
+    """The last lines, logged or not, an unfinished one with them, within a bound that counts what is shown."""
     log = StderrLog(LAUNCH, 42)
     assert log.tail == ""
     log.receive(b"".join(b"%d\n" % number for number in range(5000)) + b"half")
@@ -654,7 +705,7 @@ def peak() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("line", ["", "a line of some length, as a worker may write it", "x"])
 async def test_200_megabytes(line: str, caplog: pytest.LogCaptureFixture, unpatient_memory: None) -> None:
-    """An endless line or millions of them: bounded memory, each line counted once, others get their turn, no line lost."""
+    """An endless line, or millions of them: bounded memory, each line counted once, and others get their turn."""
     size = 200_000_000 if len(line) != 1 else 10_000_000
     script = f"yes '{line}' | head -c {size} >&2" if line else f"head -c {size} /dev/zero | tr '\\0' x >&2"
     passes = [0]

@@ -4,9 +4,7 @@ The names are loaded when they are first used: a worker that is written in Pytho
 this package, and must not pay for trio.
 """
 
-import importlib
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing alone would double what a worker pays
 if TYPE_CHECKING:
     from ._config import Config, Restart
     from ._errors import (
@@ -102,6 +100,8 @@ if not TYPE_CHECKING:
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
         value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
         globals()[name] = value
         return value

@@ -325,7 +325,7 @@ class Exchange:
                         line.stop_stream()
                         asked = True
                     await self.see_through(job)
-        except WorkersError:
+        except (WorkersError, trio.ClosedResourceError):
             pass  # the worker's end has been told already, and nobody waits for this job
         finally:
             self.abandon(job)

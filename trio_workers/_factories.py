@@ -28,12 +28,17 @@ from ._relay import FdRelay, Line, LineEnded
 SPAWNS_AT_A_TIME: Final = 8
 """Threads of one spawner that start processes. A start takes about a millisecond, most of it in the kernel."""
 
-LOOKUPS_AT_A_TIME: Final = 2
-"""Threads of one spawner that look up whose a TCP connection is; more would only wait for the same kernel locks."""
+LOOKUPS_AT_A_TIME: Final = 1
+"""Threads of one spawner that look up whose a TCP connection is. That takes some milliseconds (the kernel goes through
+its whole table of connections), so strangers may keep one core busy, and no more than that."""
+
+LOOKUPS_WAITING: Final = 16
+"""Connections that wait for their first look-up; further ones stay in the kernel's backlog. A look-up needs nothing of
+the peer, so this is a queue that moves, and a worker keeps its place in it however many strangers come behind."""
 
 CONNECTIONS_UNKNOWN: Final = 256
-"""Connections to a listener that are not yet known to be a worker's. A newcomer pushes out the oldest of them: a real
-worker is known within milliseconds, and who holds a place for long is none."""
+"""Connections that were looked up and may still be a worker's. A newcomer pushes out the oldest of them: a real worker
+is known within milliseconds, and who holds a place for long is none."""
 
 UNKNOWN_FOR: Final = 60.0
 """Seconds that a connection may stay unknown, as many as `Config.boot_timeout` has by default. On Linux it stays so
@@ -323,6 +328,25 @@ def _remove_dead(path: str) -> None:
             raise FileExistsError(errno.EEXIST, "somebody is listening on that socket", path)
 
 
+class _Listener(trio.abc.Listener[trio.SocketStream]):
+    """Accepts a connection only where there is room to look it up."""
+
+    def __init__(self, listener: trio.SocketListener, room: trio.Semaphore) -> None:
+        self._listener = listener
+        self._room = room
+
+    async def accept(self) -> trio.SocketStream:
+        await self._room.acquire()
+        try:
+            return await self._listener.accept()
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
 class _Refused(Exception):
     """This connection is none of a worker's."""
 
@@ -345,6 +369,7 @@ class _Visitor:
     earlier: set[object]
     """Spawns that were under way when it connected: it may be the worker of one of them."""
     scope: trio.CancelScope
+    looked_up: bool = False
     group: int | None = None
     """The worker's process group that it belongs to, once the kernel has said so."""
 
@@ -352,6 +377,7 @@ class _Visitor:
 class _SocketSpawner(Spawner):
     def __init__(self, address: _Address, listener: trio.SocketListener, file: _SocketFile | None) -> None:
         self._listener = listener
+        self._room = trio.Semaphore(LOOKUPS_WAITING)
         self._file = file
         self.url = address.url(0 if file else listener.socket.getsockname()[1])
         self._spawn_limiter = trio.CapacityLimiter(SPAWNS_AT_A_TIME)
@@ -422,7 +448,7 @@ class _SocketSpawner(Spawner):
         self._serving = True
         try:
             with self._scope:
-                await trio.serve_listeners(self._welcome, [self._listener])
+                await trio.serve_listeners(self._welcome, [_Listener(self._listener, self._room)])
         except* OSError:
             # trio goes on after what the network or a lack of descriptors does to accept; this is neither.
             _log.exception("the listener at %s failed: no worker can connect any more", self.url)
@@ -436,9 +462,6 @@ class _SocketSpawner(Spawner):
         connection = stream.socket
         scope = trio.CancelScope(deadline=trio.current_time() + UNKNOWN_FOR)
         visitor = _Visitor(connection, _describe(connection), set(self._under_way), scope)
-        if len(self._visitors) >= CONNECTIONS_UNKNOWN:
-            self._push_out()
-        self._visitors[visitor] = None
         try:
             with scope:
                 await self._match(visitor)
@@ -452,20 +475,26 @@ class _SocketSpawner(Spawner):
             _log.exception("a connection to %s from %s met a bug of trio_workers", self.url, visitor.who)
         finally:
             self._visitors.pop(visitor, None)
+            self._let_next_in(visitor)
 
-    def _push_out(self) -> None:
-        """Make the oldest visitor go, one that the kernel gives to no worker if there is any."""
-        oldest = next((one for one in self._visitors if one.group is None), next(iter(self._visitors)))
-        del self._visitors[oldest]
-        oldest.scope.cancel()
+    def _let_next_in(self, visitor: _Visitor) -> None:
+        if not visitor.looked_up:
+            visitor.looked_up = True
+            self._room.release()
+
+    def _stay(self, visitor: _Visitor) -> None:
+        """Give a visitor a place; where all are taken the oldest makes way, one that is no worker's if there is any."""
+        self._visitors[visitor] = None
+        if len(self._visitors) > CONNECTIONS_UNKNOWN:
+            first = next(iter(self._visitors))
+            oldest = next((other for other in self._visitors if other.group is None), first)
+            del self._visitors[oldest]
+            oldest.scope.cancel()
 
     async def _match(self, visitor: _Visitor) -> None:
-        verdict = await self._recognise(visitor)
-        if isinstance(verdict, int):
-            # Its worker's boot is the deadline from here on: the worker may connect early and answer late.
-            visitor.group = verdict
-            visitor.scope.deadline = float("inf")
-            launch = self._expected[verdict].launch
+        await self._recognise(visitor)
+        if visitor.group is not None:
+            launch = self._expected[visitor.group].launch
         else:
             launches = [*(expected.launch for expected in self._expected.values()), *self._under_way.values()]
             if not launches:
@@ -482,18 +511,24 @@ class _SocketSpawner(Spawner):
             line.relay.close()
             raise
 
-    async def _recognise(self, visitor: _Visitor) -> int | Verdict:
-        """Wait until the kernel gives the connection to an expected worker, or it is clear that it can't tell."""
+    async def _recognise(self, visitor: _Visitor) -> None:
+        """Wait until the kernel gives the connection to a worker, which sets `visitor.group`, or can't tell."""
         while True:
             groups = self._groups()
             earlier, news = self._still_under_way(visitor), self._news
             if not groups and not earlier:
                 raise _Refused(NOBODY)
             verdict = await _identity.group_of(visitor.connection, groups, limiter=self._lookup_limiter)
-            if verdict in self._groups() or verdict is Verdict.UNKNOWN:
-                return verdict
-            if not earlier:
+            self._let_next_in(visitor)
+            if isinstance(verdict, int) and verdict in self._groups():  # and not matched or reaped meanwhile
+                # Its worker's boot is the deadline from here on: the worker may connect early and answer late.
+                visitor.group = verdict
+                visitor.scope.deadline = float("inf")
+            elif verdict is not Verdict.UNKNOWN and not earlier:
                 raise _Refused(Verdict.STRANGER.value)
+            self._stay(visitor)
+            if visitor.group is not None or verdict is Verdict.UNKNOWN:
+                return
             await news.wait()
 
     async def _check_claim(self, visitor: _Visitor, pid: int) -> _Expected:

@@ -10,13 +10,15 @@ whole, and nothing of an announced size is allocated before it has been checked.
 2.1.2 and 3.0 as published with RoadRunner; the docs' page "The wire" shows them byte by byte.
 """
 
-from select import PIPE_BUF
+import select
 from struct import Struct
 from zlib import crc32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+PIPE_BUF: "Final[int]" = getattr(select, "PIPE_BUF", 512)  # not on Windows, where `_platform` says what is the matter
 
 PROTOCOLS: "Final" = ("goridge-1", "goridge-2", "goridge-3")
 

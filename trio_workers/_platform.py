@@ -184,7 +184,7 @@ class LifeLine:
     """A pipe whose read end a worker inherits and whose write end is ours alone. Nobody ever writes to it.
 
     A fork of the application holds a copy of the write end: the kernel then waits for the end of that one, too. Between
-    the spawn and `arm` lies a part of a millisecond; if we are killed in it, the end of file is all that this worker gets.
+    the spawn and `arm` lies a part of a millisecond; if we are killed in it, this worker gets the end of file alone.
     """
 
     def __init__(self) -> None:

@@ -267,7 +267,7 @@ class Roster:
 
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        if not self._retry_at or self.phase > Phase.CLOSING:
+        if not self._retry_at or not self._may_spawn():
             return float("inf")
         held = self._held()
         return min((at for slot, at in self._retry_at.items() if slot not in held), default=float("inf"))
@@ -281,7 +281,7 @@ class Roster:
         if not self._waiting and (seat := self._find_seat(job)) is not None:
             del self._free[seat]
             return self._give(job, seat)
-        if self._max_queue is not None and len(self._waiting) >= self._max_queue and not job.patient:
+        if self._max_queue is not None and not job.patient and self._waits_impatiently(self._max_queue):
             return self._over(job, End.QUEUE_FULL)
         job.queued = self._clock()
         self._waiting[job] = None
@@ -320,7 +320,7 @@ class Roster:
         seat.begun -= 1
         self._free.pop(seat, None)
         actions: list[Action] = []
-        if not seat.served and not seat.lease:
+        if not seat.served and not seat.lease and dirt is None and seat.state is SERVING:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)
         actions.extend(self.retire(seat, "stop request") if dirt is None else self.suspect(seat, dirt))
@@ -342,11 +342,12 @@ class Roster:
         job.state = DONE
         if state is WAITING:
             self._waiting.pop(job, None)
-            return self._after_departure()
+            # A lease that needed a whole worker may have held back jobs that do not.
+            return [*self._serve(), *self._after_departure()]
         if state is DONE or seat is None:
             return NOTHING
         if job.lease:
-            return self._end_lease(seat)
+            return self._end_lease(job, seat)
         seat.jobs.remove(job)
         if state is ASSIGNED:
             seat.begun -= 1
@@ -357,9 +358,12 @@ class Roster:
     def returned(self, seat: Seat, jobs: Iterable[Job]) -> Actions:
         """Jobs come back that the seat's worker has not read and never will: they go on."""
         back = list(jobs)
+        if not back:
+            return NOTHING
         for job in back:
             seat.jobs.remove(job)
             seat.begun -= 1
+        self._free.pop(seat, None)
         actions: list[Action] = []
         self._hand_on(back, actions, End.CRASHED)
         actions.extend(self._make_room(seat))
@@ -371,7 +375,7 @@ class Roster:
         if job.state is DONE or seat is None:
             return NOTHING
         job.state = DONE
-        return self._end_lease(seat)
+        return self._end_lease(job, seat)
 
     # the life of a worker
 
@@ -401,8 +405,8 @@ class Roster:
         if seat.state in (STOPPING, GONE):
             return NOTHING
         seat.fault = why
-        self._take_out(seat)
         actions: list[Action] = []
+        self._take_out(seat, actions)
         if not grace:
             seat.reason = "broke the protocol"
             actions.append(Emit(WorkerEvent.ERROR, seat, why))
@@ -431,11 +435,11 @@ class Roster:
         if seat.state is GONE:
             return NOTHING
         if seat.state is STOPPING:
-            return (Kill(seat),)
+            return [Kill(seat), *self._after_departure()]
         seat.planned = True
         seat.reason = reason
-        self._take_out(seat)
         actions: list[Action] = []
+        self._take_out(seat, actions)
         self._destruct(seat, actions)
         actions.append(Kill(seat))
         actions.extend(self._after_departure())
@@ -445,6 +449,8 @@ class Roster:
         """A deadline has passed (grace, `destroy_timeout`): the worker is killed now."""
         seat.reason = seat.reason or "closed its relay"
         actions: list[Action] = []
+        if seat.announced and not seat.destructed:
+            actions.append(Emit(WorkerEvent.ERROR, seat))
         self._destruct(seat, actions)
         return actions
 
@@ -535,6 +541,10 @@ class Roster:
                 return seat
         return None
 
+    def _waits_impatiently(self, bound: int) -> bool:
+        """Whether so many jobs wait that `max_queue` counts."""
+        return len(self._waiting) >= bound and sum(not job.patient for job in self._waiting) >= bound
+
     def _give(self, job: Job, seat: Seat) -> Actions:
         """Give a job to a seat that has just been taken out of the free ones."""
         job.seat = seat
@@ -592,13 +602,14 @@ class Roster:
             return NOTHING
         return self._after_departure()
 
-    def _end_lease(self, seat: Seat) -> Actions:
+    def _end_lease(self, job: Job, seat: Seat) -> Actions:
         seat.lease = None
         if seat.state is not SERVING:
             return self._after_departure()
         if seat.jobs:
             return self.kill(seat, "its lease ended under a job")
-        self._has_served(seat)
+        if job.bound:  # else nobody ever had it
+            self._has_served(seat)
         if seat.spent:
             return self.retire(seat, "max_executions")
         return self._make_room(seat)
@@ -625,19 +636,21 @@ class Roster:
             self._failures.pop(seat.slot, None)
             self.failed_in_a_row = 0
 
-    def _take_out(self, seat: Seat) -> None:
-        """From now on it gets nothing. Its slot is held until it is gone, when it is known what it died of."""
+    def _take_out(self, seat: Seat, actions: list[Action]) -> None:
+        """From now on it gets nothing. Its slot is held until it is gone, when it is known what it died of, unless a
+        successor stands by.
+        """
         self._free.pop(seat, None)
         seat.state = STOPPING
         seat.changed = self._wall()
+        actions.extend(self._promote(seat.slot))
 
     def _stop(self, seat: Seat, actions: list[Action]) -> None:
         seat.planned = True
         seat.reason = seat.leaving or "max_executions"
-        self._take_out(seat)
+        self._take_out(seat, actions)
         self._destruct(seat, actions)
         actions.append(Retire(seat))
-        actions.extend(self._promote(seat.slot))
 
     def _destruct(self, seat: Seat, actions: list[Action]) -> None:
         if seat.announced and not seat.destructed:
@@ -685,6 +698,8 @@ class Roster:
             self._failures.pop(seat.slot, None)
             self.failed_in_a_row = 0
         failures = self._failures[seat.slot] = self._failures.get(seat.slot, 0) + 1
+        if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
+            return  # its successor is there already; what that one dies of is another matter
         try:
             delay = min(restart.initial * restart.factor ** (failures - 1), restart.maximum)
         except OverflowError:
@@ -698,9 +713,14 @@ class Roster:
     def _held(self) -> set[int]:
         return {seat.slot for seat in self.seats if not seat.vacant}
 
+    def _may_spawn(self) -> bool:
+        """Whether there is use for another worker, and a place."""
+        wanted = self.phase is Phase.OPEN or (self.phase is Phase.CLOSING and bool(self._waiting))
+        return wanted and len(self.seats) < 2 * self.target
+
     def _heal(self) -> Actions:
         """Spawn what is missing: derived from the seats there are."""
-        if self.phase > Phase.CLOSING or (self.phase is Phase.CLOSING and not self._waiting):
+        if not self._may_spawn():
             return NOTHING
         held = self._held()
         if len(held) >= self.target:

@@ -138,8 +138,10 @@ class Supervision:
         with worker.leash:
             await process.wait_exit()
             return
+        if process.peek() is not None:
+            return  # in the same moment
         self._carry_out(self._roster.about_to_kill(seat))
-        if seat.planned:
+        if seat.planned and self._config.destroy_timeout:
             _log.warning("%s[%d] %d: did not stop within destroy_timeout (%g s) and was killed", self._config.name,
                          seat.slot, process.pid, self._config.destroy_timeout, extra=self._extra(seat))  # fmt: skip
         worker.kill_now()
@@ -175,7 +177,8 @@ class Supervision:
         for job in list(seat.jobs):
             job.proof = line.started
             # Written whole and provably not read whole: it was on its way, whatever we wrote.
-            job.phase = "writing" if not line.whole or job.proof is False else "streaming" if job.streaming else "running"
+            on_its_way = not line.whole or job.proof is False
+            job.phase = "writing" if on_its_way else "streaming" if job.streaming else "running"
             if seat.lease is not None:
                 job.phase = "leased"
             if final is Replied or final is Failed:
@@ -201,7 +204,7 @@ class Supervision:
         else:
             phase = "handshake"
             if worker.killed:
-                how = f"was killed before it was ready ({_why(error) or seat.reason or 'closing'})"
+                how = f"was killed before it was ready ({(seat.reason if seat.planned else _why(error)) or 'closing'})"
             else:
                 how = f"{how_it_ended(ending.returncode)} before it was ready"
         parts = [f"worker {'' if process is None else f'{process.pid} '}(slot {seat.slot}) {how}"]

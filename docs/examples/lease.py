@@ -19,10 +19,10 @@ async def add_up(pool: Pool, name: str, numbers: range) -> None:
 
 
 async def main() -> None:
-    async with open_pool(Config(command=[sys.executable, str(WORKER)], num_workers=2)) as pool:
-        async with trio.open_nursery() as nursery:
-            for count in (10, 100, 1000):
-                nursery.start_soon(add_up, pool, f"1 to {count}", range(1, count + 1))
+    config = Config(command=[sys.executable, str(WORKER)], num_workers=2)
+    async with open_pool(config) as pool, trio.open_nursery() as nursery:
+        for count in (10, 100, 1000):
+            nursery.start_soon(add_up, pool, f"1 to {count}", range(1, count + 1))
 
 
 trio.run(main)

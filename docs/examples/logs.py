@@ -1,5 +1,6 @@
 """What a pool tells: its log, and an observer."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -27,10 +28,8 @@ def observe(event: WorkerEvent, worker: Worker | None, context: object) -> None:
 async def main() -> None:
     config = Config(command=[sys.executable, str(WORKER)], num_workers=1, name="printers")
     async with open_pool(config, observer=observe) as pool:
-        try:
+        with contextlib.suppress(WorkerCrashed):
             await pool.exec(Payload(b"die"))
-        except WorkerCrashed:
-            pass
         await pool.exec(Payload(b"3"))
 
 

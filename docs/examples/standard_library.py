@@ -115,12 +115,14 @@ async def kill_a_worker(pool: Pool, findings: Findings, progress: Progress) -> N
     """Once a third is done, kill a worker in the middle of a job; again, if that job was just being answered."""
     await progress.third.wait()
     while not findings.hit.is_set():
+        pause = 0.001
         for worker in pool.workers:
             job = worker.current
             if worker.pid is not None and job is not None and trio.current_time() - job.started > 0.005:
                 os.kill(worker.pid, signal.SIGKILL)  # its replacement comes by itself
+                pause = 1.0
                 break
-        with trio.move_on_after(0.001 if job is None else 1):
+        with trio.move_on_after(pause):
             await findings.hit.wait()
 
 

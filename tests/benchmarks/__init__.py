@@ -1,0 +1,4 @@
+"""How fast it is, as ratios measured in one run: `python -m tests.benchmarks`. Never collected by pytest.
+
+`subjects` is what is measured, `measures` how, `sections` in which tables, `report` prints and writes them.
+"""

@@ -1,0 +1,6 @@
+"""The command. Workers of the peers load this file again (as `__mp_main__`), so it imports nothing until it runs."""
+
+if __name__ == "__main__":
+    from tests.benchmarks.sections import main
+
+    main()

@@ -1,0 +1,188 @@
+"""How it is measured: in rounds, in turn, so that whatever drifts on the machine hits all alike.
+
+A round is a few short turns for each subject, one subject after the other, each time beginning with another. Every
+figure is a list with one value for each round: ratios are taken within a round, and what is shown is their median.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from tests.benchmarks.subjects import Call, Opened, Subject
+
+WARM_UP: Final = 0.1
+"""Seconds of calls before the first round, so that workers are up and caches and CPUs warm."""
+
+
+@attrs.frozen
+class Pace:
+    """How much is measured: `rounds`, of `turns` for each subject, of `seconds`."""
+
+    rounds: int
+    turns: int
+    seconds: float
+
+
+FULL: Final = Pace(rounds=7, turns=4, seconds=0.1)
+QUICK: Final = Pace(rounds=3, turns=2, seconds=0.05)
+
+
+@attrs.frozen
+class Latency:
+    """Of one caller's calls, one value for each round, in seconds."""
+
+    p50: list[float]
+    p99: list[float]
+
+
+@asynccontextmanager
+async def opened(subjects: Iterable[Subject], workers: int) -> AsyncIterator[dict[str, Opened]]:
+    """Open all subjects that are there, by name."""
+    async with AsyncExitStack() as stack:
+        yield {
+            subject.name: await stack.enter_async_context(subject.open(workers))
+            for subject in subjects
+            if subject.missing is None
+        }
+
+
+def in_turn(names: Sequence[str], turns: int) -> Iterable[str]:
+    """Name each subject `turns` times, one after the other, each time beginning with another."""
+    for turn in range(turns):
+        at = turn % len(names)
+        yield from [*names[at:], *names[:at]]
+
+
+async def call_for(call: Call, seconds: float) -> list[float]:
+    """Call again and again, and return how long each call took."""
+    clock = time.perf_counter
+    taken: list[float] = []
+    before = clock()
+    end = before + seconds
+    while before < end:
+        await call()
+        after = clock()
+        taken.append(after - before)
+        before = clock()
+    return taken
+
+
+async def call_side_by_side(call: Call, callers: int, seconds: float) -> tuple[int, float]:
+    """Let many tasks call again and again; return how many calls there were, and how long that took."""
+    clock = time.perf_counter
+    total = 0
+    start = clock()
+    end = start + seconds
+
+    async def caller() -> None:
+        nonlocal total
+        count = 0
+        while clock() < end:
+            await call()
+            count += 1
+        total += count
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(callers):
+            nursery.start_soon(caller)
+    return total, clock() - start
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def measure_latency(calls: Mapping[str, Call], pace: Pace) -> dict[str, Latency]:
+    """Measure how long one caller's calls take."""
+    for call in calls.values():
+        await call_for(call, WARM_UP)
+    results = {name: Latency([], []) for name in calls}
+    for _ in range(pace.rounds):
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for name in in_turn(list(calls), pace.turns):
+            taken[name] += await call_for(calls[name], pace.seconds)
+        for name, values in taken.items():
+            results[name].p50.append(percentile(values, 0.5))
+            results[name].p99.append(percentile(values, 0.99))
+    return results
+
+
+async def measure_rates(
+    runs: Mapping[str, Callable[[float], Awaitable[tuple[int, float]]]], pace: Pace
+) -> dict[str, list[float]]:
+    """Measure how many calls a second there are; a run takes seconds and returns a count and the seconds it took."""
+    for run in runs.values():
+        await run(WARM_UP)
+    results: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(pace.rounds):
+        sums = {name: (0, 0.0) for name in runs}
+        for name in in_turn(list(runs), pace.turns):
+            count, seconds = await runs[name](pace.seconds)
+            sums[name] = (sums[name][0] + count, sums[name][1] + seconds)
+        for name, (count, seconds) in sums.items():
+            results[name].append(count / seconds)
+    return results
+
+
+def callers_of(call: Call, callers: int) -> Callable[[float], Awaitable[tuple[int, float]]]:
+    """Make a run of `measure_rates` of a call."""
+
+    async def run(seconds: float) -> tuple[int, float]:
+        return await call_side_by_side(call, callers, seconds)
+
+    return run
+
+
+async def measure_opening(subject: Subject, workers: int) -> float:
+    """Measure how long it takes from nothing to one reply for each worker.
+
+    In an event loop of its own, because the processes of anyio belong to the loop and would be there already.
+    """
+
+    async def open_once() -> float:
+        start = time.perf_counter()
+        async with subject.open(workers) as it:
+            async with trio.open_nursery() as nursery:
+                for _ in range(workers):
+                    nursery.start_soon(it.prepare(b"0123456789"))
+            return time.perf_counter() - start
+
+    return await trio.to_thread.run_sync(trio.run, open_once)
+
+
+async def measure_crash(it: Opened) -> tuple[float, float]:
+    """Measure how long it takes, from the call that ends the worker, until its caller knows, and until the next reply."""
+    assert it.crash is not None
+    call = it.prepare(b"0123456789")
+    await call()
+    start = time.perf_counter()
+    await it.crash()
+    told = time.perf_counter()
+    await call()
+    return told - start, time.perf_counter() - start
+
+
+async def measure_memory(it: Opened) -> float:
+    """Return how much memory an idle worker keeps resident (VmRSS), in bytes."""
+    await it.prepare(b"0123456789")()
+    assert it.pids is not None
+    await trio.sleep(0.05)
+    sizes = [resident(pid) for pid in await it.pids()]
+    return sum(sizes) / len(sizes)
+
+
+def resident(pid: int) -> int:
+    """VmRSS of a process, in bytes."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
+    return 0
