@@ -107,7 +107,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def flat(session: nox.Session) -> None:
+    """Put 100,000 jobs, or ``-- COUNT``, through one pool: memory, descriptors and tasks must stay flat."""
+    session.install(".")
+    session.run("python", "-W", "error", "tests/hundred_thousand.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, and print the table of the docs' benchmark page."""
-    session.install(".[test]")
+    """Measure, and print the tables; ``-- --write docs/benchmarks.md`` puts them into that page."""
+    session.install(".[bench]")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)

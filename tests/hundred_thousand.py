@@ -94,7 +94,7 @@ def look(jobs: int, started: int) -> Look:
 async def come_to_rest(pool: Pool) -> None:
     """Wait until every worker is there and free."""
     with trio.fail_after(REST):
-        while pool.statistics().idle != WORKERS or len(pool.workers) != WORKERS:
+        while pool.statistics().idle != WORKERS or len(pool.workers) != WORKERS:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 

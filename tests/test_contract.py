@@ -1,4 +1,4 @@
-"""What every kind of worker is held to: languages, dialects, transports, with what the system has and with the fallbacks.
+"""What every kind of worker is held to: languages, dialects, transports, on what the system has and on the fallbacks.
 
 One pool serves all checks of a case, one after the other: most of the time goes into starting processes.
 """

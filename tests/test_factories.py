@@ -683,7 +683,7 @@ async def test_port_that_is_taken() -> None:
     """The system's error comes through."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         async with trio.open_nursery() as nursery:
-            with pytest.raises(OSError, match=r"[Aa]ddress.* in use"):
+            with pytest.raises(OSError, match="in use"):
                 await SocketFactory(f"tcp://127.0.0.1:{server.getsockname()[1]}").open(nursery)
 
 

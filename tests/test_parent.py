@@ -79,7 +79,8 @@ class Application:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "NOTES": str(notes), "WORKER": WORKER, "AT_BOOT": at_boot}
         program = APPLICATION % textwrap.indent(textwrap.dedent(source), "    ")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            # Python 3.12 and later warn of a fork of a process with threads, which is what one of the tests is about.
+            [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", program],
             env=environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ Nothing is random but what hypothesis draws; the clock is a number.
 `TRIO_WORKERS_ROSTER_MINUTES=30` (`nox -s roster`) goes on with fresh seeds for that long, and prints them.
 """
 
+import functools
 import math
 import os
 import random
@@ -56,7 +57,7 @@ T = TypeVar("T")
 MINUTES: Final = float(os.environ.get("TRIO_WORKERS_ROSTER_MINUTES", "0"))
 SETTINGS: Final = settings(
     max_examples=1500 if under_ci() else 150,
-    stateful_step_count=50,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -67,6 +68,8 @@ INITIAL, FACTOR, MAXIMUM, JITTER, STABLE = 0.1, 2.0, 1.0, 0.25, 10.0
 # What a dead worker left of a job.
 ANSWERED, UNSTARTED, BEGUN = "answered", "unstarted", "begun"
 VERDICTS: Final = st.lists(st.sampled_from([ANSWERED, UNSTARTED, BEGUN]), min_size=4, max_size=4)
+MOVES: Final = st.lists(st.sampled_from(["job", "reply", "boot", "job", "reply", "end"]), min_size=4, max_size=16)
+LEASING: Final = st.lists(st.sampled_from(["lease", "inner", "reply", "boot", "leave", "job"]), min_size=4, max_size=16)
 PICK: Final = st.integers(0, 7)
 
 
@@ -100,6 +103,20 @@ class Story:
         self.wakes = 0
 
 
+def trouble(possible: Callable[[Any], object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a rule that does harm: some machines get it at every step, others have time to work in between."""
+
+    def mark(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def harm(self: "RosterMachine", **drawn: Any) -> None:
+            self.trouble_at = self.steps
+            method(self, **drawn)
+
+        return precondition(lambda self: self.steps - self.trouble_at >= self.calm and possible(self))(harm)
+
+    return mark
+
+
 class RosterMachine(RuleBasedStateMachine):
     """Drives one roster."""
 
@@ -111,6 +128,8 @@ class RosterMachine(RuleBasedStateMachine):
         give_up_after=st.sampled_from([None, 1, 3]),
         seed=st.integers(0, 3),
         open_for=st.integers(0, SETTINGS.stateful_step_count),
+        abort_after=st.integers(0, 2 * SETTINGS.stateful_step_count),
+        calm=st.sampled_from([0, 1, 3, 8]),
         warm=st.booleans(),
     )
     def begin(
@@ -122,6 +141,8 @@ class RosterMachine(RuleBasedStateMachine):
         give_up_after: int | None,
         seed: int,
         open_for: int,
+        abort_after: int,
+        calm: int,
         warm: bool,
     ) -> None:
         self.now = 1000.0
@@ -130,7 +151,11 @@ class RosterMachine(RuleBasedStateMachine):
         self.max_queue = max_queue
         self.give_up_after = give_up_after
         self.open_for = open_for
+        self.abort_after = abort_after
+        self.calm = calm
         self.steps = 0
+        self.trouble_at = -calm
+        self.closed = 0
         self.lag = 0
         self.calls = 0
         self.books: dict[Seat, Book] = {}
@@ -313,13 +338,14 @@ class RosterMachine(RuleBasedStateMachine):
         # What is missing comes, or there is a reason.
         deadline = roster.next_deadline()
         missing = [slot for slot in range(roster.target) if slot not in held]
-        if self.is_open and len(seats) < 2 * roster.target:
+        wanted = self.is_open or (roster.phase is Phase.CLOSING and self.queue)
+        if wanted and len(seats) < 2 * roster.target:
             for slot in missing:
                 assert slot in self.wait, f"nothing brings slot {slot} back"
                 assert self.lag or now < self.wait[slot][1], f"slot {slot} is late"
             if missing:
                 assert min(self.wait[slot][0] for slot in missing) <= deadline <= min(self.wait[slot][1] for slot in missing)
-        if not missing or len(seats) >= 2 * roster.target or roster.phase > Phase.CLOSING:
+        if not missing or len(seats) >= 2 * roster.target or not wanted:
             assert deadline == math.inf, "there is nothing to wake up for"
         # The end.
         if roster.phase is Phase.CLOSING:
@@ -455,10 +481,25 @@ class RosterMachine(RuleBasedStateMachine):
     def submit(self, slow: bool, patient: bool) -> None:
         self.enter(Job((b"",)), slow, patient)
 
-    @rule(count=st.integers(2, 6))
-    def submit_many(self, count: int) -> None:
-        for _ in range(count):
-            self.enter(Job((b"",)), False, True)
+    @precondition(lambda self: self.roster.phase < Phase.ENDING)
+    @rule(moves=MOVES, number=PICK)
+    def work(self, moves: list[str], number: int) -> None:
+        """All goes well for a while."""
+        for move in moves:
+            if move == "job":
+                self.enter(Job((b"",)), False, True)
+            elif move == "reply" and (written := self.with_written()):
+                self.answer(self.pick(written, number), number)
+            elif move == "boot" and (starting := [seat for seat in self.seats_in(STARTING) if self.books[seat].boots]):
+                self.handshake(self.pick(starting, number))
+            elif move == "lease":
+                self.enter(Job((), lease=True), False, True)
+            elif move == "inner" and (leases := self.leases()):
+                self.enter_inside(self.pick(leases, number), False)
+            elif move == "leave" and (idle := [job for job in self.leases() if job.seat and not job.seat.jobs]):
+                self.leave(self.pick(idle, number))
+            elif move == "end" and (dying := self.seats_in(STOPPING)):
+                self.exit(self.pick(dying, number))
 
     @rule(slow=st.booleans())
     def submit_lease(self, slow: bool) -> None:
@@ -482,8 +523,8 @@ class RosterMachine(RuleBasedStateMachine):
         assert job.state is DONE and job.end is None
         assert dirt is None or seat.state is STOPPING
 
-    @precondition(lambda self: self.with_written())
     @rule(number=PICK, which=st.integers(0, 3), dirt=st.sampled_from([None, None, None, Garbage()]))
+    @trouble(lambda self: self.with_written())
     def ask_for_a_stop(self, number: int, which: int, dirt: Garbage | None) -> None:
         seat = self.pick(self.with_written(), number)
         job = self.pick([job for job in seat.jobs if job.state is WRITTEN], which)
@@ -496,8 +537,8 @@ class RosterMachine(RuleBasedStateMachine):
         self.check_handed_on(job, hand_ons, End.RETIRED)
         assert seat.state is STOPPING or (seat.leaving and seat.jobs)
 
-    @precondition(lambda self: self.live)
     @rule(number=PICK)
+    @trouble(lambda self: self.live)
     def cancel(self, number: int) -> None:
         job = self.pick(self.live, number)
         state, seat = job.state, job.seat
@@ -519,8 +560,8 @@ class RosterMachine(RuleBasedStateMachine):
         # Twice does nothing.
         assert not self.roster.cancelled(job)
 
-    @precondition(lambda self: any(seat.lease is None for seat in self.with_written()))
     @rule(number=PICK, mask=st.integers(1, 15))
+    @trouble(lambda self: any(seat.lease is None for seat in self.with_written()))
     def give_back(self, number: int, mask: int) -> None:
         """The worker has not read some of its jobs, and they are taken from its relay."""
         seat = self.pick([seat for seat in self.with_written() if seat.lease is None], number)
@@ -531,13 +572,21 @@ class RosterMachine(RuleBasedStateMachine):
         for job, number in zip(jobs, hand_ons, strict=True):
             self.check_handed_on(job, number, End.CRASHED)
 
+    @precondition(lambda self: self.is_open)
+    @rule(moves=LEASING, number=PICK)
+    def work_in_leases(self, moves: list[str], number: int) -> None:
+        self.work(moves, number)
+
     # rules: leases
 
     @precondition(lambda self: self.leases())
     @rule(number=PICK, slow=st.booleans())
     def lease_job(self, number: int, slow: bool) -> None:
-        """A job inside a lease, as `PoolCore._check_held` lets it through: one at a time."""
-        seat = self.pick(self.leases(), number).seat
+        self.enter_inside(self.pick(self.leases(), number), slow)
+
+    def enter_inside(self, lease: Job, slow: bool) -> None:
+        """Hand a job in to a lease, as `PoolCore._check_held` lets it through: one at a time."""
+        seat = lease.seat
         assert seat is not None
         if seat.jobs:
             return
@@ -587,13 +636,13 @@ class RosterMachine(RuleBasedStateMachine):
         """Also of a worker that was killed meanwhile."""
         self.handshake(self.pick([seat for seat in self.seats if self.books[seat].boots], number))
 
-    @precondition(lambda self: self.seats_in(STARTING))
     @rule(number=PICK)
+    @trouble(lambda self: self.seats_in(STARTING))
     def fail_to_boot(self, number: int) -> None:
         self.exit(self.pick(self.seats_in(STARTING), number))
 
-    @precondition(lambda self: self.seats_in(STARTING))
     @rule(number=PICK)
+    @trouble(lambda self: self.seats_in(STARTING))
     def hang_at_boot(self, number: int) -> None:
         """It closed its relay before the handshake, and does not end: the deadline, then the kill."""
         seat = self.pick(self.seats_in(STARTING), number)
@@ -601,8 +650,8 @@ class RosterMachine(RuleBasedStateMachine):
         self.tell(self.roster.about_to_kill, seat)
         self.books[seat].killed = True
 
-    @precondition(lambda self: self.seats_in(SERVING, STANDBY))
     @rule(number=PICK, verdicts=VERDICTS)
+    @trouble(lambda self: self.seats_in(SERVING, STANDBY))
     def crash(self, number: int, verdicts: list[str]) -> None:
         self.exit(self.pick(self.seats_in(SERVING, STANDBY), number), verdicts)
 
@@ -666,14 +715,14 @@ class RosterMachine(RuleBasedStateMachine):
             assert book.events == ([ERROR] if early else [CREATED, ERROR, DESTRUCT])
         del self.books[seat]
 
-    @precondition(lambda self: self.seats_in(SERVING))
     @rule(number=PICK, why=st.sampled_from(["it closed its relay", Garbage()]))
+    @trouble(lambda self: self.seats_in(SERVING))
     def line_goes_stale(self, number: int, why: str | Garbage) -> None:
         """Nobody looks at an idle worker's relay: the next write finds out."""
         self.books[self.pick(self.seats_in(SERVING), number)].stale = why
 
-    @precondition(lambda self: any(seat.announced for seat in self.seats))
     @rule(number=PICK, garbage=st.booleans())
+    @trouble(lambda self: any(seat.announced for seat in self.seats))
     def suspect(self, number: int, garbage: bool) -> None:
         seat = self.pick([seat for seat in self.seats if seat.announced], number)
         was = seat.state
@@ -693,8 +742,8 @@ class RosterMachine(RuleBasedStateMachine):
         assert DESTRUCT in book.events
         book.killed = True
 
-    @precondition(lambda self: self.seats)
     @rule(number=PICK)
+    @trouble(lambda self: self.seats)
     def stop_worker(self, number: int) -> None:
         seat = self.pick(self.seats, number)
         jobs = list(seat.jobs)
@@ -703,8 +752,8 @@ class RosterMachine(RuleBasedStateMachine):
         assert seat.state is STOPPING or (seat.leaving and seat.jobs)
         assert not self.roster.retire(seat, "again")
 
-    @precondition(lambda self: self.seats)
     @rule(number=PICK)
+    @trouble(lambda self: self.seats)
     def kill_worker(self, number: int) -> None:
         seat = self.pick(self.seats, number)
         self.tell(self.roster.kill, seat, "killed")
@@ -729,18 +778,17 @@ class RosterMachine(RuleBasedStateMachine):
         if self.now < self.roster.next_deadline():
             assert not self.roster.tick()
 
-    @precondition(lambda self: self.steps >= self.open_for)
+    @precondition(lambda self: self.steps >= self.open_for and self.closed < 2)
     @rule()
     def close(self) -> None:
+        self.closed += 1
         busy, was = bool(self.live), self.roster.phase
         self.tell(self.roster.close)
         assert self.roster.phase is (Phase.CLOSING if busy else Phase.ENDING) or was > Phase.CLOSING
 
-    @precondition(lambda self: self.steps >= self.open_for)
-    @rule(number=st.integers(0, 3))
-    def abort(self, number: int) -> None:
-        if number:
-            return  # a close is worth more steps
+    @precondition(lambda self: self.steps >= self.abort_after and self.roster.phase < Phase.ABORTED)
+    @rule()
+    def abort(self) -> None:
         self.tell(self.roster.abort)
         assert self.roster.phase is Phase.ABORTED
         assert not self.queue and all(self.books[seat].killed for seat in self.seats)

@@ -65,24 +65,22 @@ def _check_command(instance: object, attribute: "attrs.Attribute[Any]", value: o
     check_argv(value, name)
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
 def check_argv(argv: object, name: str = "Config.command") -> tuple[Argument, ...]:
     """Return the arguments as a tuple, or raise an error that names the field."""
+    kind = type(argv).__name__
     if isinstance(argv, str | bytes | os.PathLike) or not isinstance(argv, Sequence):
         raise TypeError(
             f"{name} must be a sequence of arguments such as ['php', 'worker.php'], or a function of the slot that "
-            f"returns one, not {_kind(argv)}"
+            f"returns one, not {kind}"
         )
     items = cast("Sequence[object]", argv)
     if not items:
         raise ValueError(f"{name} is empty; its first item is the program")
     arguments: list[Argument] = []
     for item in items:
+        kind = type(item).__name__
         if not isinstance(item, str | bytes | os.PathLike):
-            raise TypeError(f"{name} must hold str, bytes or path-like items, not {_kind(item)}")
+            raise TypeError(f"{name} must hold str, bytes or path-like items, not {kind}")
         argument = cast("Argument", item)
         if "\0" in os.fsdecode(argument):
             raise ValueError(f"{name} must not hold a NUL character")

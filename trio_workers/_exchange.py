@@ -33,7 +33,7 @@ from ._errors import (
 )
 from ._goridge import FrameError
 from ._relay import Line, LineEnded
-from ._roster import ASSIGNED, DONE, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
+from ._roster import ASSIGNED, DONE, GONE, STOPPING, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
 
 T = TypeVar("T")
 E = TypeVar("E", bound=WorkerError)
@@ -117,10 +117,18 @@ class Exchange:
         self.leave(job)
         raise JobError(b"the worker streams its reply; take it with stream() instead of exec()")
 
+    def count(self, outcome: str) -> None:
+        """Count a job that has ended."""
+        self._roster.outcomes[outcome] += 1
+
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
         roster = self._roster
-        actions = roster.submit(job) if seat is None else roster.submit_to(seat, job)
+        if seat is None:
+            actions = roster.submit(job)
+        else:
+            _check_held(seat)
+            actions = roster.submit_to(seat, job)
         if actions:
             self._carry_out(actions)
         if job.state is DONE:
@@ -349,6 +357,17 @@ class Exchange:
             job.bell.send.send_nowait(None)
 
 
+def _check_held(seat: Seat) -> None:
+    if seat.state is STOPPING or seat.state is GONE:
+        return  # what became of it is said by `Roster.submit_to`
+    if seat.lease is None:
+        raise trio.BusyResourceError(
+            "this worker belongs to its pool; use Pool.exec, or Pool.lease to have one to yourself"
+        )
+    if seat.jobs:
+        raise trio.BusyResourceError("another task has a job on this worker")
+
+
 class Parts(Generic[T]):
     """The reply of one job, part by part: an async iterator, inside its `async with`.
 
@@ -396,12 +415,12 @@ class Parts(Generic[T]):
             raise StopAsyncIteration
         try:
             outcome = await self._exchange.see_through(self._job)
-        except WorkersError:
-            self._over = True
+        except (WorkersError, trio.ClosedResourceError) as error:
+            self._end(_OUTCOMES.get(type(error), "closed"))
             raise
         if type(outcome) is Part:
             return self._decode(outcome)
-        self._over = True
+        self._end("failed" if type(outcome) is Failed else "replied")
         if type(outcome) is Failed:
             raise JobError(outcome.message)
         assert type(outcome) is Replied
@@ -415,10 +434,16 @@ class Parts(Generic[T]):
     ) -> None:
         job = self._job
         if error is None or isinstance(error, Exception):
+            self._end("replied")
             self._exchange.leave(job)
         else:
+            self._end("cancelled")
             self._exchange.abandon(job)
-        self._over = True
+
+    def _end(self, outcome: str) -> None:
+        if not self._over:
+            self._over = True
+            self._exchange.count(outcome)
 
 
 def explain_end(job: Job) -> WorkerError:

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-PIPE_BUF: "Final[int]" = getattr(select, "PIPE_BUF", 512)  # not on Windows, where `_platform` says what is the matter
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)  # not on Windows, where `_platform` says what is the matter
 
 PROTOCOLS: "Final" = ("goridge-1", "goridge-2", "goridge-3")
 

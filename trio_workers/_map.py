@@ -23,6 +23,7 @@ class Results(Generic[T]):
     _taken: int
     _delivered: int
     _exhausted: bool
+    _closed: bool
     _source_error: Exception | None
     _by_index: dict[int, tuple[T | None, Exception | None]]
     _as_ready: deque[tuple[T | None, Exception | None]]
@@ -51,6 +52,7 @@ class Results(Generic[T]):
         self._taken = 0
         self._delivered = 0
         self._exhausted = False
+        self._closed = False
         self._source_error = None
         self._by_index = {}
         self._as_ready = deque()
@@ -93,7 +95,7 @@ class Results(Generic[T]):
 
     def _close(self) -> None:
         """After an error nothing follows."""
-        self._exhausted = True
+        self._exhausted = self._closed = True
         self._delivered = self._taken
         self._by_index.clear()
         self._as_ready.clear()
@@ -127,7 +129,7 @@ class Results(Generic[T]):
             except Exception as error:
                 failure = error
             del item
-            if self._is_over() and index < self._delivered:
+            if self._closed:
                 return
             if self._ordered:
                 self._by_index[index] = (result, failure)

@@ -146,8 +146,8 @@ class PoolCore:
         self._drained = trio.Event()
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Wake | Spawn | GiveUp | Drained] = deque()
-        self._emits: deque[Emit] = deque()
+        self._now: deque[Begin | Wake | Spawn | Drained] = deque()
+        self._emits: deque[Emit | GiveUp] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
     def __repr__(self) -> str:
@@ -212,7 +212,7 @@ class PoolCore:
         queue of the outermost call.
         """
         for action in actions:
-            if isinstance(action, Emit):
+            if isinstance(action, Emit | GiveUp):
                 self._emits.append(action)
             elif isinstance(action, Retire | Kill):
                 self._ends.append(action)
@@ -226,14 +226,18 @@ class PoolCore:
                 if self._now:
                     self._do(self._now.popleft())
                 elif self._emits:
-                    self._emit(self._emits.popleft())
+                    emit = self._emits.popleft()
+                    if isinstance(emit, GiveUp):
+                        self._give_up()  # after the error that it is the last of
+                    else:
+                        self._emit(emit)
                 else:
                     self._end_worker(self._ends.popleft())
         finally:
             self._carrying = False
         self._nap.deadline = self.roster.next_deadline()
 
-    def _do(self, action: Begin | Wake | Spawn | GiveUp | Drained) -> None:
+    def _do(self, action: Begin | Wake | Spawn | Drained) -> None:
         match action:
             case Begin(job):
                 if job.state is ASSIGNED and not job.lease:
@@ -245,8 +249,6 @@ class PoolCore:
                 seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
                 name = f"trio_workers {self.config.name}[{seat.slot}]"
                 self._nursery.start_soon(self.supervision.supervise, seat, name=name)
-            case GiveUp():
-                self._give_up()
             case Drained():
                 self._drained.set()
 
@@ -359,7 +361,8 @@ class PoolCore:
         text = (
             f"no worker of the pool {self.config.name!r} became free{what} within allocate_timeout "
             f"({self.config.allocate_timeout:g} s): of {now.target} workers {now.busy} are busy, "
-            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping, and {now.waiting} callers wait; the job did not start"
+            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping, "
+            f"and {now.waiting} callers wait; the job did not start"
         )
         if self.roster.failed_in_a_row and self.last_spawn_error is not None:
             text += f". The last {self.roster.failed_in_a_row} starts of a worker failed: {self.last_spawn_error}"
@@ -426,8 +429,6 @@ class PoolCore:
     async def exec_on(self, worker: Worker, payload: Payload, label: str | None) -> Payload:
         """Run a job on a worker that the caller has to himself."""
         job = Job(self.codec.encode(payload), label)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_held(worker)
         return decode(await self.exchange.run(job, worker.seat))
 
     def stream_on(
@@ -435,19 +436,7 @@ class PoolCore:
     ) -> AbstractAsyncContextManager[Parts[Payload]]:
         """Stream a job on a worker that the caller has to himself."""
         job = Job(self.codec.encode(payload), label)
-        self._check_held(worker)
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
-
-    def _check_held(self, worker: Worker) -> None:
-        seat: Seat = worker.seat
-        if seat.state is STOPPING or seat.state is GONE:
-            return
-        if seat.lease is None:
-            raise trio.BusyResourceError(
-                "this worker belongs to its pool; use Pool.exec, or Pool.lease to have one to yourself"
-            )
-        if seat.jobs:
-            raise trio.BusyResourceError("another task has a job on this worker")
 
 
 def _tail(error: object) -> str:
@@ -523,9 +512,9 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
                         failure = _more_urgent(failure, interrupt)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        interrupts, others = group.split(KeyboardInterrupt)
+        interrupts, others = group.split((KeyboardInterrupt, SystemExit))
         if interrupts is not None:
-            failure = _more_urgent(failure, KeyboardInterrupt())
+            failure = _more_urgent(failure, _first(interrupts))
         ours = None if others is None else others.split(trio.Cancelled)[1]
         if ours is not None:
             if failure is not None and not isinstance(failure, trio.Cancelled):
@@ -551,7 +540,13 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
         raise failure
 
 
-def _more_urgent(failure: BaseException | None, interrupt: KeyboardInterrupt) -> BaseException:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of the errors in a group."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _more_urgent(failure: BaseException | None, interrupt: BaseException) -> BaseException:
     """Choose what leaves the block when Ctrl-C comes while it is being left."""
     if failure is None or isinstance(failure, Exception | trio.Cancelled):
         interrupt.__context__ = failure

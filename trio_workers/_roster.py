@@ -403,7 +403,7 @@ class Roster:
         relay (then `grace`: it may be ending by itself, with an exit status worth knowing), else the exception.
         """
         if seat.state in (STOPPING, GONE):
-            return NOTHING
+            return self._after_departure()
         seat.fault = why
         actions: list[Action] = []
         self._take_out(seat, actions)
@@ -412,12 +412,13 @@ class Roster:
             actions.append(Emit(WorkerEvent.ERROR, seat, why))
             self._destruct(seat, actions)
         actions.append(Kill(seat, grace))
+        actions.extend(self._after_departure())
         return actions
 
     def retire(self, seat: Seat, reason: str) -> Actions:
         """End the worker softly: after the jobs it has, with the stop frame. Its successor is started at once."""
         if seat.state in (STOPPING, GONE):
-            return NOTHING
+            return self._after_departure()
         if seat.state is STARTING:
             return self.kill(seat, reason)
         seat.leaving = seat.leaving or reason
@@ -629,6 +630,7 @@ class Roster:
             actions.append(Wake(job))
         if jobs:
             actions.extend(self._serve())
+            actions.extend(self._heal())  # a closing pool starts workers only for jobs that wait
 
     def _has_served(self, seat: Seat) -> None:
         seat.served += 1

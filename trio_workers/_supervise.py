@@ -21,7 +21,7 @@ from ._exchange import Ending, describe_end
 from ._factories import Spawner
 from ._process import Launch
 from ._relay import Line, LineEnded
-from ._roster import STARTING, Actions, Job, Roster, Seat
+from ._roster import GONE, STARTING, Actions, Job, Roster, Seat
 
 GRACE: Final = 0.5
 """Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors
@@ -47,16 +47,24 @@ class Supervision:
     async def supervise(self, seat: Seat) -> None:
         """Live one worker's life."""
         worker = seat.worker
-        with trio.CancelScope(shield=True):
-            with worker.boot_scope:
-                await self._places.acquire()
-            if seat.state is STARTING:
-                await self._live(seat)
-            else:
-                if not worker.boot_scope.cancelled_caught:
-                    self._places.release()
+        try:
+            with trio.CancelScope(shield=True):
+                with worker.boot_scope:
+                    await self._places.acquire()
+                if seat.state is STARTING:
+                    await self._live(seat)
+                else:
+                    if not worker.boot_scope.cancelled_caught:
+                        self._places.release()
+                    self._carry_out(self._roster.exited(seat, Ending(None)))
+        except BaseException:
+            # A bug, ours or a factory's, or an interrupt in a function of the user's: nobody must wait for this worker.
+            if seat.state is not GONE:
+                self._carry_out(self._roster.kill(seat, "interrupted"))
                 self._carry_out(self._roster.exited(seat, Ending(None)))
-        worker.ended.set()
+            raise
+        finally:
+            worker.ended.set()
 
     async def _live(self, seat: Seat) -> None:
         worker = seat.worker

@@ -123,7 +123,7 @@ async def measure_rates(
         await run(WARM_UP)
     results: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(pace.rounds):
-        sums = {name: (0, 0.0) for name in runs}
+        sums = dict.fromkeys(runs, (0, 0.0))
         for name in in_turn(list(runs), pace.turns):
             count, seconds = await runs[name](pace.seconds)
             sums[name] = (sums[name][0] + count, sums[name][1] + seconds)
@@ -159,7 +159,7 @@ async def measure_opening(subject: Subject, workers: int) -> float:
 
 
 async def measure_crash(it: Opened) -> tuple[float, float]:
-    """Measure how long it takes, from the call that ends the worker, until its caller knows, and until the next reply."""
+    """Measure how long after a call that ends the worker its caller knows, and the next reply is there."""
     assert it.crash is not None
     call = it.prepare(b"0123456789")
     await call()

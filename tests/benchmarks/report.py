@@ -59,7 +59,7 @@ def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
 def ratios(values: Sequence[float], reference: Sequence[float] | None) -> str:
     """Show what the values are in multiples of the reference, round by round."""
     if reference is None:
-        return "–"
+        return "-"
     if values is reference:
         return "1"
     return spread([value / unit for value, unit in zip(values, reference, strict=True)], times)
@@ -78,7 +78,7 @@ class Table:
         self.rows.append(cells)
 
     def add_missing(self, name: str, why: str) -> None:
-        self.rows.append([name, why, *("–" for _ in self.columns[2:])])
+        self.rows.append([name, why, *("-" for _ in self.columns[2:])])
 
     def __str__(self) -> str:
         lines = [list(self.columns), *map(list, self.rows)]

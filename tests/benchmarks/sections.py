@@ -56,6 +56,8 @@ from trio_workers import Payload, Pool
 from trio_workers._roster import Begin
 
 BODY: Final = b"0123456789"
+HUNG: Final = 30.0
+"""Seconds after which a map that does not end counts as hung."""
 MANY: Final = 64
 """Callers, where many share few workers: enough that some always wait."""
 
@@ -153,8 +155,8 @@ def give_up_hand_over(pool: Pool) -> None:
 async def hand_over(pace: Pace) -> list[Table]:
     table = Table(
         "What the hand-over gains",
-        f"Calls a second of {MANY} callers, as it is (whoever takes a reply writes the next waiting job before it wakes "
-        "anyone), and with that switched off (each job is written by its own task, once that is woken).",
+        f"Calls a second of {MANY} callers, as it is (whoever takes a reply writes the next waiting job before it "
+        "wakes anyone), and with that switched off (each job is written by its own task, once that is woken).",
         ["who", "workers", "as it is", "switched off", "gain"],
     )
     for subject in (POOL, PHP):
@@ -192,9 +194,10 @@ def map_run(it: Opened, *, ordered: bool) -> Callable[[float], Awaitable[tuple[i
                 yield Payload(BODY)
 
         count = 0
-        async with pool.map(source(), ordered=ordered) as replies:
-            async for _ in replies:
-                count += 1
+        with trio.fail_after(seconds + HUNG):
+            async with pool.map(source(), ordered=ordered) as replies:
+                async for _ in replies:
+                    count += 1
         return count, time.perf_counter() - start
 
     return run
@@ -203,8 +206,8 @@ def map_run(it: Opened, *, ordered: bool) -> Callable[[float], Awaitable[tuple[i
 async def maps(pace: Pace) -> list[Table]:
     table = Table(
         "map",
-        f"Replies a second that one consumer takes from a map over bodies of {len(BODY)} bytes. In brackets: in multiples "
-        f"of {MANY} callers of exec.",
+        f"Replies a second that one consumer takes from a map over bodies of {len(BODY)} bytes. In brackets: in "
+        f"multiples of {MANY} callers of exec.",
         ["who", "1 worker", "2 workers", "4 workers"],
     )
     cells: dict[str, list[str]] = {}
@@ -257,8 +260,8 @@ async def crashes(pace: Pace) -> list[Table]:
     subjects = [CRASHING_POOL, PHP, TRIO_PARALLEL, ANYIO]
     table = Table(
         "A crash",
-        "A job ends the only worker: from that call until its caller has the error, and until the next job is answered. "
-        f"In brackets: in multiples of {CRASHING_POOL.name!r}.",
+        "A job ends the only worker: from that call until its caller has the error, and until the next job is "
+        f"answered. In brackets: in multiples of {CRASHING_POOL.name!r}.",
         ["who", "the caller knows", "the next reply"],
     )
     async with opened(subjects, 1) as them:
@@ -280,7 +283,7 @@ async def crashes(pace: Pace) -> list[Table]:
                 for results in (told, served)
             ),
         )
-    table.add(EXECUTOR.name, "a crash ends the executor", "–")
+    table.add(EXECUTOR.name, "a crash ends the executor", "-")
     return [table]
 
 
@@ -340,8 +343,8 @@ def main() -> None:
     tables = measure(arguments.only or list(SECTIONS), pace)
     tables.append(describe_machine(load))
     how = (
-        f"Medians of {pace.rounds} rounds, and in parentheses the least and the greatest of them; ratios are taken within "
-        "a round."
+        f"Medians of {pace.rounds} rounds, and in parentheses the least and the greatest of them; ratios are taken "
+        "within a round."
     )
     if arguments.quick:
         how += " **Measured with `--quick`: to try it, not to quote.**"
