@@ -133,11 +133,11 @@ async def test_fallback_does_not_know(door: Door, monkeypatch: pytest.MonkeyPatc
         assert await door.ask(connection, group) is Verdict.UNKNOWN
 
 
-def test_peer_on_another_machine_is_unknown() -> None:
-    """No socket of this machine is at the other end; a loopback peer that is not found is a stranger."""
+def test_peer_on_another_machine_is_a_stranger() -> None:
+    """No socket of this machine is at the other end, so no worker of ours is (promise 10)."""
     groups = {os.getpid()}
     assert isinstance(_platform.HERE, Linux)
-    assert _identity._tcp_group(("192.0.2.1", 80), ("192.0.2.7", 4711), groups) is Verdict.UNKNOWN
+    assert _identity._tcp_group(("192.0.2.1", 80), ("192.0.2.7", 4711), groups) is Verdict.STRANGER
     assert _identity._tcp_group(("127.0.0.1", 1), ("127.0.0.1", 2), groups) is Verdict.STRANGER
     assert _identity._tcp_group(("::1", 1), ("::1", 2), groups) is Verdict.STRANGER
 

@@ -1,6 +1,8 @@
 """What a pool decides, on workers in memory and a clock that jumps: promises 1, 2, 3, 5, 6 and 9 of the design."""
 
+import contextlib
 import inspect
+import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -169,9 +171,11 @@ async def test_a_worker_that_does_not_stop_is_killed(autojump_clock: MockClock) 
         yield b"first"
         await trio.sleep_forever()
 
-    async with open_pool(config(handler, destroy_timeout=3), observer=recorder) as pool:
-        async with pool.stream(Payload()) as parts:
-            await anext(parts)  # left early: the worker is asked to end the stream, and does not
+    async with (
+        open_pool(config(handler, destroy_timeout=3), observer=recorder) as pool,
+        pool.stream(Payload()) as parts,
+    ):
+        await anext(parts)  # left early: the worker is asked to end the stream, and does not
     assert trio.current_time() == 3
     assert recorder.workers[0].state.value is WorkerState.ERRORED
     with pytest.raises(WorkerError) as caught:
@@ -364,7 +368,7 @@ async def test_spawn_errors_are_told_by_allocate_timeout(autojump_clock: MockClo
     async with open_pool(config(work, boot=boot, allocate_timeout=20), observer=recorder) as pool:
         with pytest.raises(WorkerCrashed):
             await ask(pool, "crash 1")
-        with pytest.raises(AllocateTimeout, match="disk full|starts of a worker failed") as caught:
+        with pytest.raises(AllocateTimeout, match=r"starts of a worker failed.*exited with status 1") as caught:
             await ask(pool)
         assert isinstance(caught.value.last_spawn_error, SpawnError)
         assert caught.value.last_spawn_error.stderr == "disk full"
@@ -614,7 +618,7 @@ async def test_jitter(autojump_clock: MockClock) -> None:
         with pytest.raises(WorkerCrashed):
             await ask(pool, "crash 1")
         await trio.sleep(500)
-    delays = [after - before for before, after in zip(boots[1:], boots[2:], strict=False)]
+    delays = [after - before for before, after in itertools.pairwise(boots[1:])]
     assert len(set(delays)) > 10
     assert all(5 <= delay <= 15 for delay in delays)
 
@@ -658,7 +662,7 @@ async def test_death_while_idle_after_a_job_is_replaced_at_once(autojump_clock: 
 
 
 async def test_giving_up(autojump_clock: MockClock) -> None:
-    """Promise 6: after give_up_after failed boots in a row the block is left by RestartLimitExceeded, for all to know."""
+    """Promise 6: after give_up_after failed boots in a row the block ends by RestartLimitExceeded, for all to know."""
     boots = 0
 
     async def boot(slot: int) -> None:
@@ -711,7 +715,7 @@ async def bad_after_the_first(slot: int, boots: list[int]) -> None:
 async def test_an_error_of_the_users_while_giving_up(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
-    """Promise 6: an error raised while the give-up unwinds the block wins; the give-up is in its context, and logged."""
+    """Promise 6: an error raised while the give-up unwinds the block wins; the give-up is its context, and logged."""
     boots: list[int] = []
     cfg = config(work, boot=lambda slot: bad_after_the_first(slot, boots), restart=Restart(give_up_after=3, jitter=0))
     with pytest.raises(ValueError, match="mine") as caught:
@@ -863,22 +867,22 @@ async def test_observer(autojump_clock: MockClock) -> None:
 
 async def test_the_observer_sees_a_complete_change(autojump_clock: MockClock) -> None:
     """When an observer is called the numbers add up."""
-    pool: Pool | None = None
+    pools: list[Pool] = []
     seen = 0
 
     def observer(event: WorkerEvent, worker: Worker | None, context: object) -> None:
         nonlocal seen
-        if pool is not None:
+        for pool in pools:
             seen += 1
             check(pool)
-            repr(pool), str(worker)
+            assert repr(pool)
+            assert str(worker)
 
     async with open_pool(config(work, num_workers=2, max_executions=2), observer=observer) as pool:
+        pools.append(pool)
         for text in ("hello", "crash 1", "stop", "hello", "hello"):
-            try:
+            with contextlib.suppress(WorkerError):
                 await ask(pool, text)
-            except WorkerError:
-                pass
             await settle()
     assert seen > 10
 
@@ -919,17 +923,18 @@ async def test_an_observer_may_call_the_pool(autojump_clock: MockClock) -> None:
     """An observer may start work on the pool: it is called between the changes, never inside one."""
     async with trio.open_nursery() as nursery:
         answers: list[str] = []
-        pool: Pool | None = None
+        pools: list[Pool] = []
 
-        async def call() -> None:
-            assert pool is not None
+        async def call(pool: Pool) -> None:
             answers.append(await ask(pool))
 
         def observer(event: WorkerEvent, worker: Worker | None, context: object) -> None:
-            if pool is not None and event is WorkerEvent.CREATED:
-                nursery.start_soon(call)
+            for pool in pools:
+                if event is WorkerEvent.CREATED:
+                    nursery.start_soon(call, pool)
 
         async with open_pool(config(work), observer=observer) as pool:
+            pools.append(pool)
             with pytest.raises(WorkerCrashed):
                 await ask(pool, "crash 1")
             await settle()
@@ -1437,7 +1442,7 @@ async def test_a_job_error_in_a_stream(autojump_clock: MockClock) -> None:
         with pytest.raises(JobError, match="missing"):
             async with pool.stream(Payload()) as parts:
                 async for part in parts:
-                    got.append(part.body)
+                    got += [part.body]
         assert got == [b"0", b"1"]
         assert pool.statistics().idle == 1
         assert pool.workers == before
@@ -1451,7 +1456,7 @@ async def test_a_crash_in_a_stream(autojump_clock: MockClock) -> None:
         with pytest.raises(WorkerCrashed) as caught:
             async with pool.stream(Payload()) as parts:
                 async for part in parts:
-                    got.append(part.body)
+                    got += [part.body]
         assert got == [b"0", b"1"]
         assert (caught.value.phase, caught.value.started, caught.value.returncode) == ("streaming", True, 6)
         await settle()
@@ -1631,12 +1636,14 @@ async def test_map_window(window: int | None, ordered: bool, autojump_clock: Moc
             most = max(most, taken - delivered)
             yield payload
 
-    async with open_pool(config(shuffled, num_workers=3)) as pool:
-        async with pool.map(source(), window=window, ordered=ordered) as replies:
-            await settle()
-            async for _ in replies:
-                delivered += 1
-                await trio.sleep(5 if delivered == 10 else 0)
+    async with (
+        open_pool(config(shuffled, num_workers=3)) as pool,
+        pool.map(source(), window=window, ordered=ordered) as replies,
+    ):
+        await settle()
+        async for _ in replies:
+            delivered += 1
+            await trio.sleep(5 if delivered == 10 else 0)
     assert delivered == taken == 50
     assert most <= (window or 6)
     if window in (None, 7, 100):
@@ -1685,7 +1692,7 @@ async def test_map_source_error(asyncly: bool, ordered: bool, autojump_clock: Mo
         with pytest.raises(LookupError, match="no more"):
             async with pool.map(async_source() if asyncly else source(), ordered=ordered) as replies:
                 async for reply in replies:
-                    got.append(int(reply.body))
+                    got += [int(reply.body)]
         assert sorted(got) == [0, 1, 2]
         assert await pool.exec(Payload(b"1")) == Payload(b"1")
 
@@ -1715,7 +1722,7 @@ async def test_map_job_error(ordered: bool, autojump_clock: MockClock) -> None:
         with pytest.raises(JobError, match="c"):
             async with pool.map(items, ordered=ordered) as replies:
                 async for reply in replies:
-                    got.append(reply.body)
+                    got += [reply.body]
         if ordered:
             assert got == [b"a", b"b"]
         await settle()
@@ -1809,12 +1816,13 @@ async def test_map_jobs_do_not_count_while_they_wait_inside(autojump_clock: Mock
 
 async def test_two_maps_share(autojump_clock: MockClock) -> None:
     """Promise 9: two maps on one pool take turns; neither starves the other."""
-    finished: list[str] = []
+    finished = ""
 
     async def run(name: str) -> None:
+        nonlocal finished
         async with pool.map([Payload(b"sleep 1")] * 5) as replies:
             async for _ in replies:
-                finished.append(name)
+                finished += name
 
     async with open_pool(config(work)) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(run, "a")
@@ -1832,10 +1840,13 @@ async def test_several_tasks_take_from_one_map(autojump_clock: MockClock) -> Non
             got.append(int(reply.body))
             await trio.sleep(0.1)
 
-    async with open_pool(config(shuffled, num_workers=2)) as pool, pool.map(payloads(20)) as replies:
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(take, replies)
+    async with (
+        open_pool(config(shuffled, num_workers=2)) as pool,
+        pool.map(payloads(20)) as replies,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(3):
+            nursery.start_soon(take, replies)
     assert sorted(got) == list(range(20))
 
 

@@ -540,7 +540,15 @@ class RosterMachine(RuleBasedStateMachine):
     @rule(number=PICK)
     @trouble(lambda self: self.live)
     def cancel(self, number: int) -> None:
-        job = self.pick(self.live, number)
+        self.give_up_on(self.pick(self.live, number))
+
+    @precondition(lambda self: self.queue)
+    @rule()
+    def wait_too_long(self) -> None:
+        """`allocate_timeout` takes the one that has waited for longest."""
+        self.give_up_on(self.queue[0])
+
+    def give_up_on(self, job: Job) -> None:
         state, seat = job.state, job.seat
         if state is WRITTEN:
             assert seat is not None
@@ -695,6 +703,7 @@ class RosterMachine(RuleBasedStateMachine):
             hand_ons[lease] = lease.hand_ons
         self.tell(roster.exited, seat, "gone", answered, unstarted, handed=going_on)
         assert seat.state is GONE and not seat.jobs and seat.lease is None
+        assert seat.begun == book.begun and seat.served == book.served
         assert self.gave_up is give_up or self.gave_up
         assert not give_up or roster.phase is Phase.ABORTED
         for job in jobs:

@@ -152,12 +152,14 @@ class Exchange:
 
     async def see_through(self, job: Job) -> Outcome:
         """Return the job's next outcome, from whatever half-state it is in; raise what else becomes of it."""
+        woken = False
         while True:
             if job.state is ASSIGNED:
                 self.begin(job)
                 continue
             if job.state is WAITING:
                 await self._wait_turn(job)
+                woken = True
                 continue
             seat = job.seat
             line = None if seat is None else seat.worker.line
@@ -172,7 +174,11 @@ class Exchange:
                     if job.state is not WRITTEN or job.seat is not seat:
                         line.forget()  # it died meanwhile, in the middle of a frame
                         continue
-                    event = await self._next_event(line)
+                    if woken and line.whole:
+                        woken = False
+                        event = line.read()  # written before we were woken, so it may have been answered meanwhile
+                    if event is None:
+                        event = await self._next_event(line)
             except (LineEnded, OSError) as error:
                 await self._suspect(job, seat, str(error) or "it closed its relay", grace=True)
                 continue
@@ -462,6 +468,21 @@ def explain_end(job: Job) -> WorkerError:
     return describe(seat, ending, phase=job.phase, what=what, started=job.proof)
 
 
+def judge(seat: Seat, job: Job) -> None:
+    """Note how far a worker has come with a job, as its relay shows it. Before its death unread bytes prove nothing."""
+    line = seat.worker.line
+    if line is None:
+        return
+    job.proof = line.started
+    # Written whole and provably not read whole: it was on its way, whatever we wrote.
+    on_its_way = not line.whole or job.proof is False
+    if job.proof is False and line.whole and not seat.worker.ended_by_itself:
+        job.proof = None
+    job.phase = "writing" if on_its_way else "streaming" if job.streaming else "running"
+    if seat.lease is not None:
+        job.phase = "leased"
+
+
 def describe_end(seat: Seat, ending: Ending) -> WorkerError:
     """Build the error for a worker that is gone, whatever it was doing."""
     for job in seat.jobs:
@@ -520,7 +541,7 @@ _STRAY_TEXT: Final = (
     "Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; "
     "let it write to stderr instead."
 )
-_NOT_OURS: Final = "nobody here sent it: the kernel's out-of-memory killer does, and says so in its log"
+_NOT_OURS: Final = "the pool did not send it; the kernel's out-of-memory killer may have, and says so in its log"
 _LEFT_BY_ITSELF: Final = "it left by itself, without an answer: does it call exit, or take this job's body for its end?"
 
 

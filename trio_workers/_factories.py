@@ -232,10 +232,9 @@ class SocketFactory(Factory):
 
     `address` is `tcp://127.0.0.1:0` (port 0 is any free one), `tcp://[::1]:0` or `unix:///path`. A connection is
     believed if the kernel says that the worker's process, or another of its group, made it. Any other address than a
-    loopback one must be asked for by `beyond_loopback=True`: a peer on another machine is believed for the pid that it
-    claims, so whoever can reach the port can pose as a worker. A Unix socket's file is private from birth, replaces
-    only a dead socket, and goes away with the pool. The worker's stdin is empty, and its stdout goes to the log with
-    its stderr.
+    loopback one must be asked for by `beyond_loopback=True`; workers are processes of this machine all the same, and a
+    peer on another one is refused. A Unix socket's file is private from birth, replaces only a dead socket, and goes
+    away with the pool. The worker's stdin is empty, and its stdout goes to the log with its stderr.
 
     Raise TypeError or ValueError for an address that is none of these.
     """

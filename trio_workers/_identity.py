@@ -5,7 +5,7 @@ process. So a connection belongs to a worker if the process that made it (Unix: 
 peer's socket open (TCP within this machine: the socket's inode in `/proc/net/tcp`, then `/proc/<pid>/fd`), is in the
 worker's group: the spawned process itself, or what a shell wrapper started. A worker that leaves its group is nobody's.
 
-Where the kernel can't say (another system, or a peer on another machine), a claim is all there is.
+A peer on another machine is nobody's. Where the kernel can't say (another system), a claim is all there is.
 """
 
 import enum
@@ -52,8 +52,7 @@ def _tcp_group(ours: tuple[str, int], theirs: tuple[str, int], groups: Collectio
     here = _platform.HERE
     inode = here.tcp_peer_inode(ours, theirs)
     if inode is None:
-        # Closed already, or not of this machine.
-        return Verdict.STRANGER if is_loopback(theirs[0]) else Verdict.UNKNOWN
+        return Verdict.STRANGER  # closed already, or of another machine, where no worker of ours runs
     for pid, group in here.group_members(groups):
         if here.has_socket(pid, inode):
             return group

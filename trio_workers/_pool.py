@@ -543,7 +543,9 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first of the errors in a group."""
     error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    if isinstance(error, BaseExceptionGroup):
+        return _first(error)  # pyright: ignore[reportUnknownArgumentType]
+    return error
 
 
 def _more_urgent(failure: BaseException | None, interrupt: BaseException) -> BaseException:

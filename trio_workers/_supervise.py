@@ -117,7 +117,11 @@ class Supervision:
         error: Exception | None = None
         try:
             with trio.move_on_after(self._config.boot_timeout) as scope:
-                line = worker.line = await self._spawner.connect(process, launch)
+                line = await self._spawner.connect(process, launch)
+                if seat.state is GONE:
+                    line.relay.close()  # the process ended in the same moment, and `_end` did not see this line
+                    return
+                worker.line = line
                 if line.peer is None:
                     await line.shake_hands()
             if scope.cancelled_caught:
