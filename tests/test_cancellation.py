@@ -98,7 +98,7 @@ async def test_waiting_in_the_middle(autojump_clock: MockClock) -> None:
     assert handler.began == [b"sleep 1", b"sleep 2", b"sleep 4", b"sleep 5"]
 
 
-@pytest.mark.parametrize("passes", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("passes", [2, 3, 10, 50])
 async def test_being_written(passes: int, autojump_clock: MockClock) -> None:
     """Promise 4: a cancel in the middle of a large job's bytes ends the worker, which never began it."""
     handler = Counting()

@@ -291,8 +291,9 @@ async def test_garbage() -> None:
         assert "stdout" in str(error)
         assert (error.phase, error.started, error.signal) == ("running", True, signal.SIGKILL)
         await heals(pool, worker)
-    assert len(told.errors) == 1
-    assert isinstance(told.errors[0], RelayError)
+    (event,) = told.errors
+    assert isinstance(event, RelayError)
+    assert (event.phase, event.started) == ("running", True)
 
 
 @pytest.mark.parametrize(
@@ -364,12 +365,16 @@ async def test_output_while_idle(note: Path) -> None:
 
 async def test_closed_stdout_under_a_job() -> None:
     """Promise 2: an end of the relay under a job ends it, though the process lives on."""
-    async with open_pool(puppets()) as pool:
+    told = Told()
+    async with open_pool(puppets(), observer=told) as pool:
         (worker,) = pool.workers
         with pytest.raises(WorkerCrashed, match="closed its relay") as caught:
             await tell(pool, "os.close(1); time.sleep(1000)")
         assert (caught.value.phase, caught.value.started) == ("running", True)
         await heals(pool, worker)
+    (event,) = told.errors
+    assert isinstance(event, WorkerCrashed)
+    assert (event.phase, event.started) == ("running", True)
 
 
 @pytest.mark.parametrize("fd", [0, 1])

@@ -548,8 +548,9 @@ async def test_close_and_abort(
         assert it.runs == {b"A": 1}
 
 
+@pytest.mark.parametrize(("b_first", "ending"), [(True, CANCELLED), (False, "B")], ids=["B-first", "B-last"])
 async def test_handover_then_cancel_of_a_job_answered_at_once(
-    order: InOrder, watch: Watch, autojump_clock: trio.testing.MockClock
+    b_first: bool, ending: Any, order: InOrder, watch: Watch, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Given a worker, then cancelled, and the reply is there when its caller looks: the worker stays (promise 4)."""
     async with scene(order, watch) as it:
@@ -560,12 +561,13 @@ async def test_handover_then_cancel_of_a_job_answered_at_once(
             await it.settle()
         cancel = await it.actor(it.scopes[b"B"].cancel)
         order.ranks = {it.life(worker): 1, trio.lowlevel.current_task(): 2, it.tasks[b"A"]: 10, cancel: 20}
+        order.ranks[it.tasks[b"B"]] = 0 if b_first else 99
         watch.names = {it.tasks[b"A"]: "handover", cancel: "cancel"}
         it.gates[b"A"].set()
         await trio.lowlevel.checkpoint()
         await it.let_happen("handover", "cancel")
         await it.settle()
-        assert it.endings == {b"A": "A", b"B": CANCELLED}
+        assert it.endings == {b"A": "A", b"B": ending}
         assert it.runs[b"B"] == 1
         assert it.core.roster.exits == {}
         assert it.pool.workers == (worker,)

@@ -63,6 +63,10 @@ class Office:
         return self.roster.seats
 
     @property
+    def phase(self) -> Phase:
+        return self.roster.phase
+
+    @property
     def seat(self) -> Seat:
         """The only seat."""
         (seat,) = self.seats
@@ -259,7 +263,20 @@ def test_cancel_a_job_of_a_worker_that_is_on_its_way_out() -> None:
     office.roster.close()
     assert kinds(office.roster.suspect(office.seats[0], "it closed its relay", grace=True)) == [Kill]
     assert kinds(office.roster.cancelled(job)) == [Kill, DESTRUCT, Retire]
-    assert office.roster.phase is Phase.ENDING
+    assert office.phase is Phase.ENDING
+
+
+def test_a_closing_pool_does_not_wait_for_the_corpse() -> None:
+    """The last job ends on a worker that is on its way out already, and the others are stopped at once."""
+    for way in ("reply", "stop request"):
+        office = Office(2)
+        job = office.submit()
+        job.bound = True
+        office.roster.close()
+        office.roster.suspect(office.seats[0], "it closed its relay", grace=True)
+        actions = office.reply(job, GARBAGE) if way == "reply" else office.ask_for_stop(job)
+        assert kinds(actions)[-2:] == [DESTRUCT, Retire]
+        assert office.phase is Phase.ENDING
 
 
 def test_cancel_twice() -> None:
@@ -272,7 +289,7 @@ def test_cancel_twice() -> None:
 
 
 def test_cancel_a_lease_that_holds_others_back() -> None:
-    """A lease waits for a whole worker and whoever came later waits behind it; when it goes, they don't wait any longer."""
+    """It waits for a whole worker, and whoever came later behind it; when it goes, they wait no longer."""
     office = Office(capacity=2)
     office.submit()
     lease, job = office.submit(lease=True), office.submit()
@@ -297,7 +314,7 @@ def test_a_job_goes_on_after_a_stop_request() -> None:
 
 
 def test_jobs_that_did_not_start_go_on_in_their_order() -> None:
-    """What a dead worker did not begin comes before everybody who waits, in the old order; what it began ends with it."""
+    """What a dead worker did not begin comes before all who wait, in the old order; what it began ends with it."""
     office = Office(capacity=4)
     jobs = office.submit_many(6)
     seat = office.seat
@@ -326,9 +343,9 @@ def test_a_job_is_handed_on_so_often_and_no_more(target: int) -> None:
         office.ready()
         office.write(job)
         assert job.state is WRITTEN
-    seat = job.seat
+    last = job.seat
     office.ask_for_stop(job)
-    assert (job.state, job.end, job.seat) == (DONE, End.RETIRED, seat)
+    assert (job.state, job.end, job.seat) == (DONE, End.RETIRED, last)
 
 
 def test_a_job_that_crashes_workers_before_it_starts_ends_as_crashed() -> None:
@@ -466,7 +483,7 @@ def test_max_executions_is_looked_at_when_a_lease_ends() -> None:
 
 
 def test_a_stop_request_inside_a_lease() -> None:
-    """It is the holder's affair: that job ends, the worker goes, and the next job in there is told that it is stopped."""
+    """It is the holder's affair: that job ends, the worker goes, and the next job in there hears that it is closed."""
     office = Office()
     lease = office.submit(lease=True)
     inner = office.submit_inside(lease)
@@ -911,9 +928,9 @@ def test_close_finishes_the_jobs_that_are_there() -> None:
     assert begun(office.reply(jobs[0])) == [jobs[2]]
     office.write(jobs[2])
     assert not office.reply(jobs[1])
-    assert office.roster.phase is Phase.CLOSING
+    assert office.phase is Phase.CLOSING
     assert kinds(office.reply(jobs[2])) == [DESTRUCT, Retire, DESTRUCT, Retire]
-    assert office.roster.phase is Phase.ENDING
+    assert office.phase is Phase.ENDING
 
 
 def test_close_waits_for_a_lease() -> None:
@@ -945,7 +962,7 @@ def test_a_closing_pool_replaces_workers_only_for_jobs() -> None:
     office.now = 10.0
     assert not office.roster.tick()
     office.reply(job)
-    assert office.roster.phase is Phase.ENDING
+    assert office.phase is Phase.ENDING
 
     office = Office(2)
     job = office.submit()

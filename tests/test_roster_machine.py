@@ -1,8 +1,8 @@
 """The roster under a hypothesis state machine: every call in every order, with no process and no trio.
 
-The machine plays the pool, its workers and their jobs. It carries out what the roster returns as `PoolCore` does, keeps books of its own (who
-waits in which order, what was begun where, which slot has to wait for how long), and holds the roster to them after each call.
-Nothing is random but what hypothesis draws; the clock is a number.
+The machine plays the pool, its workers and their jobs. It carries out what the roster returns as `PoolCore` does, keeps
+books of its own (who waits in which order, what was begun where, which slot has to wait for how long), and holds the
+roster to them after each call. Nothing is random but what hypothesis draws; the clock is a number.
 
 `TRIO_WORKERS_ROSTER_MINUTES=30` (`nox -s roster`) goes on with fresh seeds for that long, and prints them.
 """
@@ -20,7 +20,14 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support import under_ci
 from trio_workers._config import Restart
@@ -63,7 +70,7 @@ SETTINGS: Final = settings(
 )
 
 CREATED, DESTRUCT, ERROR = WorkerEvent.CREATED, WorkerEvent.DESTRUCT, WorkerEvent.ERROR
-INITIAL, FACTOR, MAXIMUM, JITTER, STABLE = 0.1, 2.0, 1.0, 0.25, 10.0
+INITIAL, FACTOR, MAXIMUM, JITTER, STABLE = 0.1, 2.0, 0.3, 0.25, 10.0
 
 # What a dead worker left of a job.
 ANSWERED, UNSTARTED, BEGUN = "answered", "unstarted", "begun"
@@ -112,7 +119,7 @@ def trouble(possible: Callable[[Any], object]) -> Callable[[Callable[..., None]]
             self.trouble_at = self.steps
             method(self, **drawn)
 
-        return precondition(lambda self: self.steps - self.trouble_at >= self.calm and possible(self))(harm)
+        return precondition(lambda self: self.steps - self.trouble_at >= self.calm and bool(possible(self)))(harm)
 
     return mark
 
@@ -176,7 +183,12 @@ class RosterMachine(RuleBasedStateMachine):
             clock=lambda: self.now,
             wall=lambda: self.now,
             restart=Restart(
-                initial=INITIAL, factor=FACTOR, maximum=MAXIMUM, jitter=JITTER, stable_after=STABLE, give_up_after=give_up_after
+                initial=INITIAL,
+                factor=FACTOR,
+                maximum=MAXIMUM,
+                jitter=JITTER,
+                stable_after=STABLE,
+                give_up_after=give_up_after,
             ),
             max_executions=limit,
             max_queue=max_queue,
@@ -224,11 +236,17 @@ class RosterMachine(RuleBasedStateMachine):
     # telling the roster, and what must hold after each call
 
     def tell(
-        self, call: Callable[..., Actions], *args: Any, own: Job | None = None, handed: Iterable[Job] = (), new: Job | None = None, **kwargs: Any
+        self,
+        call: Callable[..., Actions],
+        *args: Any,
+        own: Job | None = None,
+        handed: Iterable[Job] = (),
+        new: Job | None = None,
+        **kwargs: Any,
     ) -> None:
         """Call the roster, check what it did with every job and seat, and carry out what it returned.
 
-        `own`: the job whose task calls. `new`: the one that is handed in. `handed`: those that may go on, in their order.
+        `own`: the job whose task calls. `new`: the one that is handed in. `handed`: those that may go on, in order.
         """
         self.calls += 1
         roster = self.roster
@@ -301,14 +319,10 @@ class RosterMachine(RuleBasedStateMachine):
         assert len(serving) == len(set(serving)) <= roster.target
         held = [seat.slot for seat in seats if not seat.vacant]
         assert len(held) == len(set(held))
-        groups = Counter(
-            "stopping" if seat.state is STOPPING else "starting" if seat.state is not SERVING else "leased" if seat.lease else "busy" if seat.jobs else "idle"
-            for seat in seats
-        )
-        assert groups.total() == len(seats) and all(seat.state is not GONE for seat in seats)
         for seat in seats:
             book = self.books.get(seat)
-            assert book is not None and 0 <= seat.slot < roster.target
+            assert book is not None and seat.state is not GONE
+            assert 0 <= seat.slot < roster.target
             assert len(seat.jobs) <= self.capacity
             assert seat.begun == book.begun and seat.served == book.served
             assert seat.announced is (book.ready_at is not None)
@@ -324,10 +338,10 @@ class RosterMachine(RuleBasedStateMachine):
                 assert seat.lease or not 0 < self.limit <= book.begun, "it should have been stopped"
             for job in seat.jobs:
                 assert job.seat is seat and job.state in (ASSIGNED, WRITTEN)
-        on_seats = sum(len(seat.jobs) + (seat.lease is not None) for seat in seats)
-        orphans = sum(1 for job in self.live if job.state is not WAITING and (job.seat is None or (job not in job.seat.jobs and job.seat.lease is not job)))
-        assert not orphans
-        assert on_seats + len(self.queue) == len(self.live), "a job is nowhere, or twice"
+        placed = [job for seat in seats for job in (*seat.jobs, seat.lease) if job is not None]
+        assert len(placed) == len(set(placed)), "a job is in two places"
+        assert {*placed, *self.queue} == set(self.live), "a job is nowhere"
+        assert roster.failed_in_a_row == self.in_a_row
         # Nobody waits while there is room for him.
         room = [seat for seat in seats if self.has_room(seat)]
         assert set(roster._free) == set(room)
@@ -344,7 +358,8 @@ class RosterMachine(RuleBasedStateMachine):
                 assert slot in self.wait, f"nothing brings slot {slot} back"
                 assert self.lag or now < self.wait[slot][1], f"slot {slot} is late"
             if missing:
-                assert min(self.wait[slot][0] for slot in missing) <= deadline <= min(self.wait[slot][1] for slot in missing)
+                earliest, latest = (min(self.wait[slot][end] for slot in missing) for end in (0, 1))
+                assert earliest <= deadline <= latest
         if not missing or len(seats) >= 2 * roster.target or not wanted:
             assert deadline == math.inf, "there is nothing to wake up for"
         # The end.
@@ -401,12 +416,13 @@ class RosterMachine(RuleBasedStateMachine):
     def end_worker(self, action: Retire | Kill) -> None:
         seat, book = action.seat, self.books[action.seat]
         if type(action) is Retire:
-            assert not seat.jobs and not book.retired and seat.planned
+            assert not seat.jobs and not book.retired and seat.planned and seat.vacant
             assert book.events[0] is CREATED and book.events[-1] is DESTRUCT
             book.retired = book.leash = True
-        elif action.grace:
+        elif type(action) is Kill and action.grace:
             book.leash = True
         else:
+            assert not seat.announced or book.leash or DESTRUCT in book.events, "killed before it was told"
             book.killed = True
 
     def write(self, job: Job) -> None:
@@ -527,7 +543,31 @@ class RosterMachine(RuleBasedStateMachine):
     @trouble(lambda self: self.with_written())
     def ask_for_a_stop(self, number: int, which: int, dirt: Garbage | None) -> None:
         seat = self.pick(self.with_written(), number)
+        self.refuse(self.pick([job for job in seat.jobs if job.state is WRITTEN], which), dirt)
+
+    @rule(number=PICK, which=st.integers(0, 3))
+    @trouble(lambda self: self.with_written())
+    def ask_again_and_again(self, number: int, which: int) -> None:
+        """All workers ask to be replaced instead of running this one job."""
+        seat = self.pick(self.with_written(), number)
         job = self.pick([job for job in seat.jobs if job.state is WRITTEN], which)
+        for _ in range(self.roster.target + 2):
+            if job.state is not WRITTEN:
+                break
+            self.refuse(job, None)
+            for dying in self.seats_in(STOPPING):
+                self.exit(dying)
+            if self.now < self.roster.next_deadline() < math.inf:
+                self.now = self.roster.next_deadline()
+                self.lag = 0
+                self.keep_house()
+            for seat in self.seats_in(STARTING):
+                if self.books[seat].boots:
+                    self.handshake(seat)
+
+    def refuse(self, job: Job, dirt: Garbage | None) -> None:
+        seat = job.seat
+        assert seat is not None
         book = self.books[seat]
         book.begun -= 1
         hand_ons, leased = job.hand_ons, seat.lease is not None
@@ -568,17 +608,24 @@ class RosterMachine(RuleBasedStateMachine):
         # Twice does nothing.
         assert not self.roster.cancelled(job)
 
+    @precondition(lambda self: self.with_written())
+    @rule(number=PICK, which=st.integers(0, 3))
+    def leave_a_stream(self, number: int, which: int) -> None:
+        """Nobody wants the rest of the reply: the pool reads it, and the job is not handed on any more."""
+        seat = self.pick(self.with_written(), number)
+        self.pick([job for job in seat.jobs if job.state is WRITTEN], which).bound = True
+
     @rule(number=PICK, mask=st.integers(1, 15))
     @trouble(lambda self: any(seat.lease is None for seat in self.with_written()))
     def give_back(self, number: int, mask: int) -> None:
         """The worker has not read some of its jobs, and they are taken from its relay."""
         seat = self.pick([seat for seat in self.with_written() if seat.lease is None], number)
         jobs = [job for index, job in enumerate(seat.jobs) if job.state is WRITTEN and mask >> index & 1]
-        hand_ons = [job.hand_ons for job in jobs]
+        before = [job.hand_ons for job in jobs]
         self.books[seat].begun -= len(jobs)
         self.tell(self.roster.returned, seat, jobs, handed=jobs)
-        for job, number in zip(jobs, hand_ons, strict=True):
-            self.check_handed_on(job, number, End.CRASHED)
+        for job, hand_ons in zip(jobs, before, strict=True):
+            self.check_handed_on(job, hand_ons, End.CRASHED)
 
     @precondition(lambda self: self.is_open)
     @rule(moves=LEASING, number=PICK)
@@ -648,6 +695,20 @@ class RosterMachine(RuleBasedStateMachine):
     @trouble(lambda self: self.seats_in(STARTING))
     def fail_to_boot(self, number: int) -> None:
         self.exit(self.pick(self.seats_in(STARTING), number))
+
+    @rule(number=PICK, times=st.integers(2, 4))
+    @trouble(lambda self: self.seats_in(STARTING))
+    def fail_to_boot_again(self, number: int, times: int) -> None:
+        """Each time as soon as it is tried again."""
+        slot = self.pick(self.seats_in(STARTING), number).slot
+        for _ in range(times):
+            for seat in self.seats_in(STARTING):
+                if seat.slot == slot:
+                    self.exit(seat)
+            if self.roster.next_deadline() < math.inf:
+                self.now = max(self.now, self.roster.next_deadline())
+                self.lag = 0
+                self.keep_house()
 
     @rule(number=PICK)
     @trouble(lambda self: self.seats_in(STARTING))
@@ -806,7 +867,7 @@ class RosterMachine(RuleBasedStateMachine):
 
     @invariant()
     def keep_house(self) -> None:
-        """Wake up at the deadline, as the pool's housekeeper does: there is something to do then, and no second time."""
+        """Wake up at the deadline, as the pool's housekeeper does: there is something to do then, once."""
         self.steps += 1
         if self.lag:
             self.lag -= 1

@@ -8,6 +8,13 @@ import trio
 class WorkersError(Exception):
     """Base of all errors of trio_workers."""
 
+    __module__ = "trio_workers"  # what a traceback shows is where to import it from
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__ == __name__:
+            cls.__module__ = "trio_workers"
+
 
 class JobError(WorkersError):
     """The job failed; the worker is fine and stays.

@@ -468,19 +468,14 @@ def explain_end(job: Job) -> WorkerError:
     return describe(seat, ending, phase=job.phase, what=what, started=job.proof)
 
 
-def judge(seat: Seat, job: Job) -> None:
-    """Note how far a worker has come with a job, as its relay shows it. Before its death unread bytes prove nothing."""
-    line = seat.worker.line
-    if line is None:
-        return
+def judge(seat: Seat, line: Line, job: Job, *, dead: bool) -> None:
+    """Note how far a worker has come with a job, as its relay shows it."""
     job.proof = line.started
     # Written whole and provably not read whole: it was on its way, whatever we wrote.
     on_its_way = not line.whole or job.proof is False
-    if job.proof is False and line.whole and not seat.worker.ended_by_itself:
-        job.proof = None
-    job.phase = "writing" if on_its_way else "streaming" if job.streaming else "running"
-    if seat.lease is not None:
-        job.phase = "leased"
+    job.phase = "leased" if seat.lease else "writing" if on_its_way else "streaming" if job.streaming else "running"
+    if job.proof is False and not dead:
+        job.proof = None  # what is unread now may still be read
 
 
 def describe_end(seat: Seat, ending: Ending) -> WorkerError:

@@ -29,7 +29,7 @@ from ._errors import (
     TrioWorkersInternalError,
     WorkerError,
 )
-from ._exchange import Answer, Ending, Exchange, Parts, describe_end, explain_end
+from ._exchange import Answer, Ending, Exchange, Parts, describe_end, explain_end, judge
 from ._goridge import encode_job
 from ._map import Results, open_map
 from ._model import Payload, WorkerEvent, WorkerState
@@ -322,6 +322,9 @@ class PoolCore:
         worker = seat.worker
         if worker.failure is not None:
             return worker.failure
+        if worker.line is not None:
+            for job in seat.jobs:
+                judge(seat, worker.line, job, dead=False)
         return describe_end(seat, ending)
 
     @trio.lowlevel.enable_ki_protection

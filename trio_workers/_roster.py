@@ -7,14 +7,16 @@ state machine with no process and no trio.
 
 The rules, in the order in which they win:
 
-* A job is handed to a seat once. It goes on to another seat only where it provably did not start, to the front of the queue,
-  and at most `target + 1` times.
+* A job is handed to a seat once. It goes on to another seat only where it provably did not start, to the front of the
+  queue, and at most `target + 1` times.
 * Jobs get seats in the order in which they came; a job waits only while no seat has room.
-* What to spawn is derived from the seats there are (`_heal`), never from a counter beside them. A slot is a number from 0 to
-  `target - 1`; a seat holds its slot until it is `vacant`: on its last permitted job, on its way out by plan, or gone.
-* A successor that is ready before its predecessor has done its last job stands by, so never more than `target` seats serve.
-  All in all there are never more than twice as many workers as `target`.
-* A worker that died before it did anything for anybody is replaced after a delay that grows (`Restart`); every other at once.
+* What to spawn is derived from the seats there are (`_heal`), never from a counter beside them. A slot is a number from
+  0 to `target - 1`; a seat holds its slot until it is `vacant`: on its last permitted job, on its way out by plan, or
+  gone.
+* A successor that is ready before its predecessor has done its last job stands by, so never more than `target` seats
+  serve. All in all there are never more than twice as many workers as `target`.
+* A worker that died before it did anything for anybody is replaced after a delay that grows (`Restart`); every other at
+  once.
 """
 
 import enum
@@ -109,8 +111,9 @@ GONE: Final = SeatState.GONE
 class Seat:
     """A worker's place: how many jobs it takes at a time (`capacity`), which it has, and how far its life has come.
 
-    `begun` counts jobs it was given, `served` those it answered; `worked` says that one ended with it. `vacant`: its slot
-    may be given to a successor. `leaving`: why it goes when its jobs are done. `planned`: we ended it, or asked it to end. `worker`, `ending` and `fault` belong to the pool; the roster does not look into them.
+    `begun` counts jobs it was given, `served` those it answered; `worked` says that one ended with it. `vacant`: its
+    slot may be given to a successor. `leaving`: why it goes when its jobs are done. `planned`: we ended it, or asked it
+    to end. `worker`, `ending` and `fault` belong to the pool; the roster does not look into them.
     """
 
     worker: "Worker"
@@ -142,7 +145,8 @@ class Seat:
         return 0 < self.limit <= self.begun
 
     def __repr__(self) -> str:
-        return f"<Seat {self.slot}: {self.state.value}, {len(self.jobs)} of {self.capacity} jobs{', leased' if self.lease else ''}>"
+        leased = ", leased" if self.lease else ""
+        return f"<Seat {self.slot}: {self.state.value}, {len(self.jobs)} of {self.capacity} jobs{leased}>"
 
 
 class Begin(NamedTuple):
@@ -275,7 +279,7 @@ class Roster:
     # the way of a job
 
     def submit(self, job: Job) -> Actions:
-        """Take a job. With room somewhere it gets its seat now (`ASSIGNED`), else it waits, or is over with `job.end` set."""
+        """Take a job. With room it gets its seat now (`ASSIGNED`), else it waits, or is over with `job.end` set."""
         if self.phase is not Phase.OPEN:
             return self._over(job, End.CLOSED)
         if not self._waiting and (seat := self._find_seat(job)) is not None:
@@ -399,8 +403,10 @@ class Roster:
         return actions
 
     def suspect(self, seat: Seat, why: BaseException | str, *, grace: bool = False) -> Actions:
-        """Something is wrong with the worker: it gets no more jobs and is killed. `why` is a text where it just ended its
-        relay (then `grace`: it may be ending by itself, with an exit status worth knowing), else the exception.
+        """Something is wrong with the worker: it gets no more jobs and is killed.
+
+        `why` is a text where it just ended its relay (then `grace`: it may be ending by itself, with an exit status
+        worth knowing), else the exception.
         """
         if seat.state in (STOPPING, GONE):
             return self._after_departure()
@@ -458,8 +464,10 @@ class Roster:
     def exited(
         self, seat: Seat, ending: object, answered: Iterable[Job] = (), unstarted: Iterable[Job] = ()
     ) -> Actions:
-        """The worker's process has ended. `answered`: jobs whose outcome had come before; `unstarted`: jobs it provably
-        did not begin, which go on. All others it had end here.
+        """The worker's process has ended.
+
+        `answered`: jobs whose outcome had come before; `unstarted`: jobs it provably did not begin, which go on. All
+        others it had end here.
         """
         done, fresh = set(answered), set(unstarted)
         early = seat.state is STARTING or not seat.announced
@@ -582,7 +590,7 @@ class Roster:
         return actions
 
     def _make_room(self, seat: Seat) -> Actions:
-        """A seat has room that it had not: what now?"""
+        """See what follows where a seat has room that it had not."""
         seat.changed = self._wall()
         if seat.state is not SERVING:
             return self._after_departure()
@@ -616,7 +624,10 @@ class Roster:
         return self._make_room(seat)
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
-        """Put jobs that did not start back to the front of the queue, in their order; `end` is for those that went on too often."""
+        """Put jobs that did not start back to the front of the queue, in their order.
+
+        `end` is for those that have gone on too often.
+        """
         for job in reversed(jobs):
             if job.bound or job.hand_ons > self.target or self.phase is Phase.ABORTED:
                 self._over(job, End.CLOSED if self.phase is Phase.ABORTED else end)
@@ -639,9 +650,7 @@ class Roster:
             self.failed_in_a_row = 0
 
     def _take_out(self, seat: Seat, actions: list[Action]) -> None:
-        """From now on it gets nothing. Its slot is held until it is gone, when it is known what it died of, unless a
-        successor stands by.
-        """
+        """Give it nothing more. Who stands by takes over; else its slot is held until it is known what it died of."""
         self._free.pop(seat, None)
         seat.state = STOPPING
         seat.changed = self._wall()
@@ -744,7 +753,7 @@ class Roster:
         return actions
 
     def _after_departure(self) -> Actions:
-        """A job or a seat has left: is a closing pool done with its jobs, an ending one with its workers?"""
+        """See whether a closing pool is done with its jobs, an ending one with its workers, now that one has left."""
         if self.phase is Phase.OPEN:
             return NOTHING
         actions: list[Action] = []

@@ -17,7 +17,7 @@ import trio
 from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Replied, StopAsked
 from ._errors import SpawnError, how_it_ended
-from ._exchange import Ending, describe_end
+from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
 from ._process import Launch
 from ._relay import Line, LineEnded
@@ -187,12 +187,7 @@ class Supervision:
         """Find out what a dead worker did of the job it had, from what it left on the relay."""
         final = type(line.events[-1]) if line.events else None
         for job in list(seat.jobs):
-            job.proof = line.started
-            # Written whole and provably not read whole: it was on its way, whatever we wrote.
-            on_its_way = not line.whole or job.proof is False
-            job.phase = "writing" if on_its_way else "streaming" if job.streaming else "running"
-            if seat.lease is not None:
-                job.phase = "leased"
+            judge(seat, line, job, dead=True)
             if final is Replied or final is Failed:
                 answered.append(job)
             elif final is StopAsked:
