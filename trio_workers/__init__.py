@@ -7,6 +7,7 @@ this package, and must not pay for trio.
 TYPE_CHECKING = False  # typing alone would double what a worker pays
 if TYPE_CHECKING:
     from ._config import Config, Restart
+    from ._conversation import Conversation
     from ._errors import (
         AllocateTimeout,
         JobError,
@@ -33,6 +34,7 @@ __all__ = [
     "STOP_REQUEST",
     "AllocateTimeout",
     "Config",
+    "Conversation",
     "CurrentJob",
     "Factory",
     "JobError",
@@ -70,6 +72,7 @@ __all__ = [
 
 _MODULES = {
     "_config": ("Config", "Restart"),
+    "_conversation": ("Conversation",),
     "_errors": (
         "AllocateTimeout",
         "JobError",

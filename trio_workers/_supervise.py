@@ -222,7 +222,8 @@ class Supervision:
         said = "" if line is None else line.first_bytes()
         if said:
             parts.append(f"first bytes on its stdout, where the handshake belongs: {said}")
-        parts.append(_advice(error, process is not None, bool(said), config.protocol))
+        if not seat.planned:
+            parts.append(_advice(error, process is not None, bool(said), config.protocol))
         spawn_error = SpawnError("; ".join(parts), pid=worker.pid, slot=seat.slot, returncode=ending.returncode,
                                  stderr=ending.stderr, phase=phase, started=False)  # fmt: skip
         spawn_error.__cause__ = error if process is None else None
