@@ -452,12 +452,12 @@ async def test_exit_then_cancel_of_a_running_job(
 async def two_running(it: Scene) -> list[Worker]:
     """Let the jobs A and B run, and C and D wait; return A's worker and B's."""
     it.hold(b"A", b"B", b"C", b"D")
-    free = [seat.worker for seat in it.core.roster._free]
     for name in (b"A", b"B", b"C", b"D"):
         it.call(name)
         await it.settle()
     assert it.pool.statistics().waiting == 2
-    return free
+    holders = {seat.jobs[0].frames[0][-1:]: seat.worker for seat in it.core.roster.seats}
+    return [holders[b"A"], holders[b"B"]]
 
 
 @pytest.mark.parametrize("names", [(b"A", b"B"), (b"B", b"A")], ids=["A-first", "B-first"])

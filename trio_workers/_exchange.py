@@ -257,6 +257,8 @@ class Exchange:
                     result = error
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:  # `flush` raises nothing but Cancelled
+            if result is not None and not isinstance(result, BaseException):
+                line.events.appendleft(result)  # an event that was read is not lost with the cancel
             result = result if isinstance(result, BaseException) else group.exceptions[0]
         if isinstance(result, BaseException):
             raise result
@@ -525,6 +527,8 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
         return error(WorkerCrashed, f"closed its relay without ending, and was killed, {doing}.")
     if seat.planned and seat.reason:
         how += f" ({seat.reason})"
+    elif worker.killed:
+        how += f" by the pool ({seat.reason})"
     elif ending.returncode == -9:
         how += f" ({_NOT_OURS})"
     elif ending.returncode == 0 and what:

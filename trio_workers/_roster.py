@@ -442,6 +442,7 @@ class Roster:
         if seat.state is GONE:
             return NOTHING
         if seat.state is STOPPING:
+            seat.reason = seat.reason or reason  # the grace of a suspect is over
             return [Kill(seat), *self._after_departure()]
         seat.planned = True
         seat.reason = reason
