@@ -97,11 +97,14 @@ async def examine(pool: Pool, files: list[Path], findings: Findings, progress: P
         for path in files:
             name = str(path.relative_to(LIBRARY))
             reply: Payload | Exception = await anext(replies)
-            if isinstance(reply, WorkerCrashed):
+            while isinstance(reply, WorkerCrashed):
                 findings.sent_again.append(name)
                 findings.hit.set()
                 progress.say(f"{type(reply).__name__}: {reply}\n{name} is sent again.")
-                reply = await pool.exec(make_job(path), label=name)
+                try:
+                    reply = await pool.exec(make_job(path), label=name)
+                except (JobError, WorkerCrashed) as error:
+                    reply = error
             if isinstance(reply, JobError):
                 findings.refused.append((name, str(reply).splitlines()[-1]))
             elif isinstance(reply, Exception):
