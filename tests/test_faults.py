@@ -725,11 +725,11 @@ async def test_endless_line(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_unreadable_stderr(caplog: pytest.LogCaptureFixture) -> None:
     """Promise 7: what is no UTF-8 is replaced, and what drives a terminal or forges a line is escaped."""
-    data = b"caf\\xe9 \\x1b[31mred\\x1b[0m a\\rb \\x00 \\xc2\\x85 \\xe2\\x80\\xa8 \\t end\\nnext\\r\\n"
+    data = b"bar\\xe9 \\x1b[31mred\\x1b[0m a\\rb \\x00 \\xc2\\x85 \\xe2\\x80\\xa8 \\t end\\nnext\\r\\n"
     async with open_pool(puppets()) as pool:
         with pytest.raises(WorkerCrashed) as caught:
             await tell(pool, f"os.write(2, b'{data.decode()}'); os._exit(1)")
-    expected = ["caf\ufffd \\x1b[31mred\\x1b[0m a\\x0db \\x00 \\x85 \\u2028 \t end", "next"]
+    expected = ["bar\ufffd \\x1b[31mred\\x1b[0m a\\x0db \\x00 \\x85 \\u2028 \t end", "next"]
     assert caught.value.stderr.split("\n") == expected
     assert [re.sub(r"^puppets\[0\] \d+: ", "", line) for line in said(caplog)] == expected
 

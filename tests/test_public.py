@@ -130,7 +130,7 @@ def test_public_classes_are_exported() -> None:
             for annotation in getattr(function, "__annotations__", {}).values():
                 words = set(re.findall(r"\w+", annotation if isinstance(annotation, str) else repr(annotation)))
                 leaks |= {f"{name}.{member}: {word}" for word in words & private}
-    # A factory of one's own makes a `Line` and a `Conversation` and gives them away; their events are the pool's business.
+    # A factory of one's own makes a `Line` and a `Conversation` and gives them away; events are the pool's business.
     assert {leak for leak in leaks if not leak.startswith(("Line.", "Conversation."))} == set()
 
 
