@@ -33,6 +33,9 @@ stderr_key = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background by a shell: what the tests say of Ctrl-C needs it to be heard.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # While a test runs its output is captured: the traceback of a hung one needs the real stderr.
     config.stash[stderr_key] = os.dup(2)
 

@@ -75,16 +75,14 @@ def factory_of(socket_path: Path) -> Callable[[str], Factory]:
 
 @contextlib.asynccontextmanager
 async def opened(factory: Factory) -> AsyncIterator[Any]:
-    """Open a factory as a pool does: its nursery ends before the spawner is closed."""
-    spawner: Spawner | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            spawner = await factory.open(nursery)
+    """Open a factory as a pool does: the spawner is closed first, which ends what it has in the nursery."""
+    async with trio.open_nursery() as nursery:
+        spawner = await factory.open(nursery)
+        try:
             yield spawner
-            nursery.cancel_scope.cancel()
-    finally:
-        if spawner is not None:
+        finally:
             spawner.close()
+            nursery.cancel_scope.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -786,8 +784,8 @@ async def test_opening_that_is_cancelled(
             patch.setattr(trio.lowlevel, "checkpoint", trio.lowlevel.cancel_shielded_checkpoint)
             spawner = await factory_of(scheme).open(nursery)
             nursery.cancel_scope.cancel()
+            spawner.close()
     assert not socket_path.exists()
-    spawner.close()
 
 
 @LISTENS

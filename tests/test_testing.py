@@ -598,8 +598,8 @@ async def test_unread_is_exact(autojump_clock: MockClock) -> None:
         assert process.peek() == -9
 
 
-async def test_wake(autojump_clock: MockClock) -> None:
-    """wake and close wake who waits, with ClosedResourceError."""
+async def test_close_wakes(autojump_clock: MockClock) -> None:
+    """Closing wakes who waits, with ClosedResourceError."""
     woken = 0
 
     async def wait(line: Line) -> None:
@@ -610,12 +610,11 @@ async def test_wake(autojump_clock: MockClock) -> None:
 
     async with trio.open_nursery() as nursery:
         _, line = await start(nursery, shout)
-        for end in (line.relay.wake, line.relay.close):
-            nursery.start_soon(wait, line)
-            await wait_all_tasks_blocked()
-            end()
-            await wait_all_tasks_blocked()
-        assert woken == 2
+        nursery.start_soon(wait, line)
+        await wait_all_tasks_blocked()
+        line.relay.close()
+        await wait_all_tasks_blocked()
+        assert woken == 1
 
 
 async def test_waiting_is_one_pass(autojump_clock: MockClock) -> None:

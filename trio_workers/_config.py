@@ -65,6 +65,17 @@ def _check_command(instance: object, attribute: "attrs.Attribute[Any]", value: o
     check_argv(value, name)
 
 
+def _check_for_the_system(name: str, *values: Argument) -> None:
+    """Raise an error that names the field where the system could not take a value: no NUL, no lone surrogates."""
+    for value in values:
+        try:
+            raw = os.fsencode(value)
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds characters that the system's encoding can't express") from None
+        if b"\0" in raw:
+            raise ValueError(f"{name} must not hold a NUL character")
+
+
 def check_argv(argv: object, name: str = "Config.command") -> tuple[Argument, ...]:
     """Return the arguments as a tuple, or raise an error that names the field."""
     kind = type(argv).__name__
@@ -82,8 +93,7 @@ def check_argv(argv: object, name: str = "Config.command") -> tuple[Argument, ..
         if not isinstance(item, str | bytes | os.PathLike):
             raise TypeError(f"{name} must hold str, bytes or path-like items, not {kind}")
         argument = cast("Argument", item)
-        if "\0" in os.fsdecode(argument):
-            raise ValueError(f"{name} must not hold a NUL character")
+        _check_for_the_system(name, argument)
         arguments.append(argument)
     if not os.fspath(arguments[0]):
         raise ValueError(f"{name}: the program's name is empty")
@@ -98,8 +108,9 @@ def check_env(env: object, name: str = "Config.env") -> dict[str, str]:
     for key, value in cast("Mapping[object, object]", env).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"{name} must map str to str; the item {key!r} does not")
-        if not key or "=" in key or "\0" in key or "\0" in value:
+        if not key or "=" in key:
             raise ValueError(f"{name} has a variable that can't be set: {key!r}")
+        _check_for_the_system(f"{name}: the variable {key!r}", key, value)
         variables[key] = value
     return variables
 
@@ -114,8 +125,10 @@ def _check_cwd(instance: object, attribute: "attrs.Attribute[Any]", value: objec
         return
     if not isinstance(value, str | bytes | os.PathLike):
         raise TypeError(f"{_name(instance, attribute)} must be a path or None, not {type(value).__name__}")
-    if not os.fspath(value):
+    path = cast("str | bytes | os.PathLike[str]", value)
+    if not os.fspath(path):
         raise ValueError(f"{_name(instance, attribute)} must not be empty")
+    _check_for_the_system(_name(instance, attribute), path)
 
 
 def _instance(kind: type, hint: str = "") -> _Validator:
@@ -190,6 +203,7 @@ class Config:
     `factory`: how a worker comes to life and connects.
     `protocol`: the goridge dialect that the workers speak: "goridge-1", "goridge-2" or "goridge-3".
     `env`: added to this process's environment for the workers: a mapping, or a function of the slot that returns one.
+    `RR_RELAY`, `TRIO_WORKERS_SLOT` and `TRIO_WORKERS_PROTOCOL` are the pool's own to set.
     `cwd`: the workers' directory; None inherits.
     `max_frame_size`: bytes of one frame's payload, either way.
     `restart`: what happens when workers fail to start.

@@ -130,3 +130,19 @@ def how_it_ended(returncode: int | None) -> str:
     except ValueError:
         name = f"signal {-returncode}"
     return f"was killed by {name}"
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of the errors in a group."""
+    error = group.exceptions[0]
+    if isinstance(error, BaseExceptionGroup):
+        return first_of(error)  # pyright: ignore[reportUnknownArgumentType]
+    return error
+
+
+def more_urgent(failure: BaseException | None, interrupt: BaseException) -> BaseException:
+    """Choose what leaves the block when Ctrl-C comes while it is being left."""
+    if failure is None or isinstance(failure, Exception | trio.Cancelled):
+        interrupt.__context__ = failure
+        return interrupt
+    return failure  # itself an interrupt, perhaps in a group

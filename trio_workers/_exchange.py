@@ -14,6 +14,7 @@ wake-up; the truth is in `job.state`. So a deadline or a cancel that comes in th
 whatever exception came first, what happens next is decided by the state (`abandon`).
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
@@ -35,14 +36,16 @@ from ._goridge import FrameError
 from ._relay import Line, LineEnded
 from ._roster import ASSIGNED, DONE, GONE, STOPPING, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
 
+_log = logging.getLogger("trio_workers.pool")
+
 T = TypeVar("T")
 E = TypeVar("E", bound=WorkerError)
 
+LONGEST_LABEL: Final = 100
+"""Characters of a job's label that an error or a log line shows."""
+
 KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
-
-STREAM_FLUSH: Final = 1.0
-"""Seconds a trio stream gets to confirm bytes whose answer has come already."""
 
 Outcome = Replied | Failed | Part
 
@@ -104,14 +107,14 @@ class Exchange:
         try:
             outcome = await self.see_through(job)
         except BaseException as error:
-            self._roster.outcomes[_OUTCOMES.get(type(error), "cancelled")] += 1
+            self.count(_OUTCOMES.get(type(error), "cancelled"))
             self.abandon(job)
             raise
         self.hang_up(job)
         if type(outcome) is Replied:
-            self._roster.outcomes["replied"] += 1
+            self.count("replied")
             return outcome
-        self._roster.outcomes["failed"] += 1
+        self.count("failed")
         if type(outcome) is Failed:
             raise JobError(outcome.message)
         self.leave(job)
@@ -131,8 +134,8 @@ class Exchange:
             actions = roster.submit_to(seat, job)
         if actions:
             self._carry_out(actions)
-        if job.state is DONE:
-            roster.outcomes[_ENDS[job.end]] += 1
+        if job.state is DONE and job.end is not End.CRASHED:
+            self.count(_ENDS[job.end])
             raise self._explain(job)
 
     async def wait_for_worker(self, job: Job) -> None:
@@ -144,9 +147,9 @@ class Exchange:
                 else:
                     self.begin(job)
             if job.state is DONE:
-                raise self._explain(job)
+                raise await self._tell_end(job)
         except BaseException as error:
-            self._roster.outcomes[_OUTCOMES.get(type(error), "cancelled")] += 1
+            self.count(_OUTCOMES.get(type(error), "cancelled"))
             self.abandon(job)
             raise
 
@@ -164,7 +167,7 @@ class Exchange:
             seat = job.seat
             line = None if seat is None else seat.worker.line
             if seat is None or line is None or (job.state is DONE and not line.has_more):
-                raise self._explain(job)
+                raise await self._tell_end(job)
             try:
                 event = None
                 if line.has_more:
@@ -196,6 +199,12 @@ class Exchange:
             if type(event) is Replied or type(event) is Failed:
                 return event
 
+    async def _tell_end(self, job: Job) -> Exception:
+        """Return what to raise for a job that is over; wait for its worker's end, which is part of it."""
+        if job.end is End.CRASHED and job.seat is not None and job.seat.state is not GONE:
+            await job.seat.worker.ended.wait()
+        return self._explain(job)
+
     # its parts
 
     async def _wait_turn(self, job: Job) -> None:
@@ -220,7 +229,7 @@ class Exchange:
         assert line is not None
         why = line.begin(job.frames)
         if why is None:
-            job.state = WRITTEN
+            self._roster.written(job)
         else:
             self._carry_out(self._roster.refused(seat, job, line.fault or why))
 
@@ -235,35 +244,27 @@ class Exchange:
                 return event
 
     async def _write_while_reading(self, line: Line) -> Event:
-        """A job larger than the relay takes: a worker that answers while it reads must not bring both to a stop."""
-        result: Event | BaseException | None = None
-        flushed = trio.Event()
-
-        async def flush() -> None:
-            await line.flush()
-            flushed.set()
-
+        """Write the rest of a large job while reading: a worker that answers as it reads must not stop us both."""
+        event: Event | None = None
+        failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(flush)
+                nursery.start_soon(line.flush)
                 try:
-                    while result is None:
+                    while event is None:
                         await line.relay.wait_readable()
-                        result = line.read()
-                    if line.relay.unsent:
-                        with trio.move_on_after(STREAM_FLUSH):
-                            await flushed.wait()
+                        event = line.read()
                 except BaseException as error:
-                    result = error
+                    failure = error
                 nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:  # `flush` raises nothing but Cancelled
-            if result is not None and not isinstance(result, BaseException):
-                line.events.appendleft(result)  # an event that was read is not lost with the cancel
-            result = result if isinstance(result, BaseException) else group.exceptions[0]
-        if isinstance(result, BaseException):
-            raise result
-        assert result is not None
-        return result
+        except BaseExceptionGroup as group:  # Cancelled, or what a user's relay raises of its own
+            if event is not None:
+                line.events.appendleft(event)  # what was read is not lost with the cancel
+            failure = failure or group.exceptions[0]
+        if failure is not None:
+            raise failure
+        assert event is not None
+        return event
 
     async def _suspect(self, job: Job, seat: Seat, why: BaseException | str, *, grace: bool) -> None:
         if job.state is WRITTEN and job.seat is seat:
@@ -314,7 +315,9 @@ class Exchange:
         if seat is None or line is None or not line.whole:
             return
         try:
-            event = line.take() or line.read()
+            event = line.take()
+            if event is None:
+                event = line.read()
         except (LineEnded, FrameError, OSError):
             return
         if event is not None and type(event) is not Part:
@@ -333,7 +336,8 @@ class Exchange:
     async def _read_out(self, job: Job) -> None:
         """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
         try:
-            with trio.move_on_after(self._destroy_timeout):
+            # Shielded, as all that ends workers is: this ends by itself, and at the latest with the worker.
+            with trio.move_on_after(self._destroy_timeout, shield=True):
                 asked = False
                 while job.state is not DONE:
                     line = None if job.seat is None else job.seat.worker.line
@@ -343,6 +347,8 @@ class Exchange:
                     await self.see_through(job)
         except (WorkersError, trio.ClosedResourceError):
             pass  # the worker's end has been told already, and nobody waits for this job
+        except Exception:  # two tasks in one stream, or a relay of the user's own
+            _log.exception("a stream that was left early could not be read to its end; its worker is killed")
         finally:
             self.abandon(job)
 
@@ -389,6 +395,7 @@ class Parts(Generic[T]):
     _seat: Seat | None
     _decode: Callable[[Answer], T]
     _over: bool
+    _entered: bool
 
     def __init__(self) -> None:
         raise TypeError("Parts has no public constructor; it comes from stream()")
@@ -403,10 +410,14 @@ class Parts(Generic[T]):
         self._seat = seat
         self._decode = decode
         self._over = False
+        self._entered = False
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a stream can be entered only once; call stream() again for another job")
+        self._entered = True
         await trio.lowlevel.checkpoint()
         self._exchange.enter(self._job, self._seat)
         await self._exchange.wait_for_worker(self._job)
@@ -418,6 +429,10 @@ class Parts(Generic[T]):
     @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> T:
         """Return the next part. Raise `JobError` or `WorkerError` where the stream ends with one."""
+        if not self._entered:
+            raise RuntimeError(
+                "a stream must be entered: async with pool.stream(...) as parts: async for part in parts"
+            )
         if self._over:
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration
@@ -488,7 +503,10 @@ def describe_end(seat: Seat, ending: Ending) -> WorkerError:
 
 
 def _named(job: Job) -> str:
-    return "a job" if job.label is None else f"the job {job.label!r}"
+    label = job.label
+    if label is None:
+        return "a job"
+    return f"the job {label if len(label) <= LONGEST_LABEL else label[:LONGEST_LABEL] + '...'!r}"
 
 
 def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started: bool | None = False) -> WorkerError:
@@ -496,11 +514,11 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
     worker = seat.worker
     who = f"worker {worker.pid} (slot {seat.slot})"
     doing = {
-        "idle": "while it was idle",
+        "idle": f"before {what} came to it" if what else "while it was idle",
         "writing": f"while {what} was being written to it",
         "running": f"while it ran {what}",
         "streaming": f"in the middle of its streamed reply to {what}",
-        "leased": "while it was leased",
+        "leased": f"while it ran {what} for its holder" if what else "while it was leased",
         "retiring": "while it was being stopped",
     }.get(phase, f"({phase})")
 

@@ -385,7 +385,7 @@ class _SocketSpawner(Spawner):
         self._expected: dict[int, _Expected] = {}
         self._visitors: dict[_Visitor, None] = {}
         self._news = trio.Event()
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(shield=True)  # `close` ends it: till the last worker is gone
         self._serving = False
         self._next_report = -float("inf")
         self._unreported = 0
@@ -459,7 +459,7 @@ class _SocketSpawner(Spawner):
     async def _welcome(self, stream: trio.SocketStream) -> None:
         """See a connection through until it is a worker's or refused. An error that left here would end the server."""
         connection = stream.socket
-        scope = trio.CancelScope(deadline=trio.current_time() + UNKNOWN_FOR)
+        scope = trio.CancelScope(deadline=trio.current_time() + self._patience())
         visitor = _Visitor(connection, _describe(connection), set(self._under_way), scope)
         try:
             with scope:
@@ -542,6 +542,11 @@ class _SocketSpawner(Spawner):
             if visitor.group is not None or not self._still_under_way(visitor):
                 raise _Refused(f"it claims pid {pid}, which is not that of a worker that is expected there")
             await self._news.wait()
+
+    def _patience(self) -> float:
+        """Return for how long a connection may stay unknown: a worker that connects early may answer late."""
+        launches = [*(expected.launch for expected in self._expected.values()), *self._under_way.values()]
+        return max([UNKNOWN_FOR, *(launch.boot_timeout for launch in launches if launch.boot_timeout > 60)])
 
     def _groups(self) -> set[int]:
         """Return the process groups of workers that have no connection yet."""

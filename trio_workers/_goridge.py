@@ -147,11 +147,11 @@ def encode_job(protocol: str, context: bytes, body: bytes) -> "tuple[bytes | mem
     head = frame(0, b"", len(body))
     if len(first) + len(head) <= PIPE_BUF:
         return _pieces(first + head, body)
-    return first, *_pieces(head, body)
+    return first, *_pieces(head, body, PIPE_BUF)
 
 
-def _pieces(head: bytes, body: bytes) -> "tuple[bytes | memoryview, ...]":
-    if len(body) <= JOINED:
+def _pieces(head: bytes, body: bytes, longest: int = JOINED) -> "tuple[bytes | memoryview, ...]":
+    if len(head) + len(body) <= longest:
         return (head + body,)
     room = max(0, PIPE_BUF - len(head))
     return head + body[:room], memoryview(body)[room:]

@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from ._errors import first_of, more_urgent
+
 T = TypeVar("T")
 
 
@@ -193,8 +195,9 @@ async def _block(
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if (others := group.split(trio.Cancelled)[1]) is not None:
-            # KeyboardInterrupt or the like, from the source's own code
-            failure = failure if isinstance(failure, Exception) else others.exceptions[0]
+            failure = more_urgent(
+                failure, first_of(others)
+            )  # KeyboardInterrupt or the like, from the source's own code
         if failure is None:
             failure = group.exceptions[0]
     finally:

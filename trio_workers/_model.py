@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from ._goridge import STOP
+from ._goridge import STOP, printable
 
 STOP_REQUEST: Final = STOP
 """Context of a worker's answer that asks for its own replacement: the job did not run, the pool hands it on."""
@@ -42,11 +42,11 @@ class Payload:
     """What is carried to a worker and back: a binary `body` and a binary `context`.
 
     Both are bytes-like; `None` and `b""` mean the same. `str` is a `TypeError`: the wire carries bytes. Mutable
-    buffers are copied, so that what is sent is what was given.
+    buffers are copied, so that what is sent is what was given. The `repr` shows the beginning only.
     """
 
-    body: bytes = attrs.field(default=b"", converter=_to_body)
-    context: bytes = attrs.field(default=b"", converter=_to_context)
+    body: bytes = attrs.field(default=b"", converter=_to_body, repr=printable)
+    context: bytes = attrs.field(default=b"", converter=_to_context, repr=printable)
 
 
 class WorkerState(enum.IntEnum):

@@ -159,6 +159,7 @@ class _ThreadWatch(ExitWatch):
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
         self._ended: trio.Event | None = None
+        self._stolen = False
 
     async def wait(self) -> None:
         # One thread for all who wait, from trio's cache but without a token of any limiter: a limit would make
@@ -171,8 +172,27 @@ class _ThreadWatch(ExitWatch):
         await self._ended.wait()
 
     def _wait_in_thread(self) -> None:
-        with contextlib.suppress(ChildProcessError):
+        try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            self._stolen = True
+
+    def _waitid(self, options: int) -> os.waitid_result | None:
+        try:
+            return super()._waitid(options)
+        except ChildProcessError:
+            self._stolen = True
+            raise
+
+    # Where somebody else took the status, the number is free, and may be somebody else's already.
+
+    def kill_leader(self) -> None:
+        if not self._stolen:
+            super().kill_leader()
+
+    def kill_group(self) -> None:
+        if not self._stolen:
+            super().kill_group()
 
     @staticmethod
     def _deliver(token: trio.lowlevel.TrioToken, ended: trio.Event, _: object) -> None:

@@ -9,13 +9,14 @@ in front of the nursery, the workers are stopped or killed, the nursery ends, an
 that a user's exception is never wrapped in a group.
 """
 
+import inspect
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import attrs
 import trio
@@ -28,6 +29,8 @@ from ._errors import (
     SpawnError,
     TrioWorkersInternalError,
     WorkerError,
+    first_of,
+    more_urgent,
 )
 from ._exchange import Answer, Ending, Exchange, Parts, describe_end, explain_end, judge
 from ._goridge import encode_job
@@ -96,14 +99,22 @@ class PoolStatistics:
     """By slot, how many workers were started there after the first."""
 
 
-class _Protected(Generic[T]):
-    """A context manager whose entering and leaving KeyboardInterrupt can't tear apart."""
+class Block(Generic[T]):
+    """What `async with` takes: entered once, and not torn apart by KeyboardInterrupt on the way in or out."""
 
-    def __init__(self, inner: AbstractAsyncContextManager[T]) -> None:
+    def __init__(self, inner: AbstractAsyncContextManager[T], name: str) -> None:
         self._inner = inner
+        self._name = name
+        self._entered = False
+
+    def __repr__(self) -> str:
+        return f"<the block of {self._name}(), for async with>"
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:
+        if self._entered:
+            raise RuntimeError(f"this can be entered only once; call {self._name}() again")
+        self._entered = True
         return await self._inner.__aenter__()
 
     @trio.lowlevel.enable_ki_protection
@@ -140,10 +151,12 @@ class PoolCore:
         self.body_scope = trio.CancelScope()
         self.failure: BaseException | None = None
         self.last_spawn_error: SpawnError | None = None
+        self.last_error: WorkerError | None = None
         self._nursery = nursery
         self._observer = observer
         self._opened = trio.Event()
         self._drained = trio.Event()
+        self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
         self._now: deque[Begin | Wake | Spawn | Drained] = deque()
@@ -185,7 +198,8 @@ class PoolCore:
         await self._drained.wait()
 
     def close(self) -> None:
-        """Let go of the factory."""
+        """Let go of what is in the background, and of the factory."""
+        self._house.cancel()
         spawner = getattr(self, "_spawner", None)
         if spawner is not None:
             spawner.close()
@@ -269,8 +283,6 @@ class PoolCore:
         elif isinstance(action, Kill):
             worker.kill_after(GRACE)
         else:
-            name, extra = self.config.name, self._extra(seat)
-            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, worker.pid, seat.reason, extra=extra)
             if worker.line is not None and self.config.destroy_timeout > 0:
                 worker.line.stop_worker()
             worker.kill_after(self.config.destroy_timeout)
@@ -288,9 +300,9 @@ class PoolCore:
             if not self._opened.is_set() and self._all_ready():
                 self._opened.set()
         elif emit.event is WorkerEvent.DESTRUCT:
-            _log.debug("%s[%d] %s: ends (%s)", name, seat.slot, worker.pid, seat.reason, extra=self._extra(seat))
+            self._log_end(seat)
         else:
-            context = self._describe_error(seat)
+            context = self.last_error = self._describe_error(seat)
             _log.warning(
                 "%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=self._extra(seat)
             )
@@ -304,6 +316,16 @@ class PoolCore:
         if emit.event is WorkerEvent.ERROR and not self._opened.is_set():
             assert isinstance(context, WorkerError)
             self.fail(context if isinstance(context, SpawnError) else _as_spawn_error(context))
+
+    def _log_end(self, seat: Seat) -> None:
+        name, pid, job = self.config.name, seat.worker.pid, seat.cancelled
+        if job is None:
+            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, seat.reason, extra=self._extra(seat))
+        else:
+            what = "a job" if job.label is None else f"the job {job.label!r}"
+            age = trio.current_time() - job.started
+            _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, what, age,
+                      extra=self._extra(seat))  # fmt: skip
 
     def _all_ready(self) -> bool:
         return (
@@ -330,10 +352,11 @@ class PoolCore:
     @trio.lowlevel.enable_ki_protection
     async def _keep_house(self) -> None:
         """Sleep until the roster has something to do by the clock."""
-        while True:
-            with trio.CancelScope(deadline=self.roster.next_deadline()) as self._nap:
-                await trio.sleep_forever()
-            self._carry_out(self.roster.tick())
+        with self._house:
+            while True:
+                with trio.CancelScope(deadline=self.roster.next_deadline()) as self._nap:
+                    await trio.sleep_forever()
+                self._carry_out(self.roster.tick())
 
     def _start_task(self, function: Callable[..., Any], *args: Any) -> None:
         self._nursery.start_soon(function, *args)
@@ -353,9 +376,11 @@ class PoolCore:
         if job.end is End.CLOSED or job.seat is None:
             if job.bound and self.roster.phase < Phase.ENDING:
                 return trio.ClosedResourceError("this worker was stopped or killed")
-            error = trio.ClosedResourceError(f"the pool {name!r} is closed")
-            error.__cause__ = self.failure if isinstance(self.failure, RestartLimitExceeded) else None
-            return error
+            if isinstance(self.failure, RestartLimitExceeded):
+                error = trio.ClosedResourceError(str(self.failure))
+                error.__cause__ = self.failure
+                return error
+            return trio.ClosedResourceError(f"the pool {name!r} is closed")
         return explain_end(job)
 
     def _allocate_timeout(self, job: Job) -> AllocateTimeout:
@@ -431,14 +456,14 @@ class PoolCore:
 
     async def exec_on(self, worker: Worker, payload: Payload, label: str | None) -> Payload:
         """Run a job on a worker that the caller has to himself."""
-        job = Job(self.codec.encode(payload), label)
+        job = Job(self.codec.encode(payload), check_label(label))
         return decode(await self.exchange.run(job, worker.seat))
 
     def stream_on(
         self, worker: Worker, payload: Payload, label: str | None
     ) -> AbstractAsyncContextManager[Parts[Payload]]:
         """Stream a job on a worker that the caller has to himself."""
-        job = Job(self.codec.encode(payload), label)
+        job = Job(self.codec.encode(payload), check_label(label))
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -486,6 +511,13 @@ class PayloadCodec:
             raise ValueError(f"a job of {largest:,} bytes is larger than Config.max_frame_size ({self._limit:,})")
 
 
+def check_label(label: object) -> str | None:
+    """Return the label, or raise an error that names it."""
+    if label is not None and not isinstance(label, str):
+        raise TypeError(f"label must be a str or None, not {type(label).__name__}")
+    return label
+
+
 def decode(answer: Answer) -> Payload:
     """Turn an answer into a payload."""
     return Payload(answer.body, answer.context)
@@ -512,12 +544,13 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
                         await core.end()
                         break
                     except KeyboardInterrupt as interrupt:  # another Ctrl-C meanwhile; the reap goes on
-                        failure = _more_urgent(failure, interrupt)
+                        failure = more_urgent(failure, interrupt)
+            core.close()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         interrupts, others = group.split((KeyboardInterrupt, SystemExit))
         if interrupts is not None:
-            failure = _more_urgent(failure, _first(interrupts))
+            failure = more_urgent(failure, first_of(interrupts))
         ours = None if others is None else others.split(trio.Cancelled)[1]
         if ours is not None:
             if failure is not None and not isinstance(failure, trio.Cancelled):
@@ -532,7 +565,7 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
             core.close()
     gave_up = None if core is None else core.failure
     if gave_up is not None and failure is not gave_up:
-        if failure is None or isinstance(failure, trio.Cancelled):
+        if failure is None or _follows_from(failure, gave_up):
             failure = gave_up
         else:
             _log.error(
@@ -543,20 +576,12 @@ async def open_core(config: Config, observer: Observer | None) -> AsyncGenerator
         raise failure
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first of the errors in a group."""
-    error = group.exceptions[0]
+def _follows_from(error: BaseException, gave_up: BaseException) -> bool:
+    """Whether an error is what the give-up itself did to the body: a cancel, or the end of a job that waited."""
     if isinstance(error, BaseExceptionGroup):
-        return _first(error)  # pyright: ignore[reportUnknownArgumentType]
-    return error
-
-
-def _more_urgent(failure: BaseException | None, interrupt: BaseException) -> BaseException:
-    """Choose what leaves the block when Ctrl-C comes while it is being left."""
-    if failure is None or isinstance(failure, Exception | trio.Cancelled):
-        interrupt.__context__ = failure
-        return interrupt
-    return failure  # itself an interrupt, perhaps in a group
+        exceptions = cast("tuple[BaseException, ...]", error.exceptions)  # pyright: ignore[reportUnknownMemberType]
+        return all(_follows_from(one, gave_up) for one in exceptions)
+    return isinstance(error, trio.Cancelled) or error.__cause__ is gave_up
 
 
 def _link(error: BaseException, context: BaseException) -> None:
@@ -617,7 +642,7 @@ class Pool:
         replaced, unless the whole reply is already there.
         """
         core = self._core
-        answer = await core.exchange.run(Job(core.codec.encode(payload), label))
+        answer = await core.exchange.run(Job(core.codec.encode(payload), check_label(label)))
         return Payload(answer.body, answer.context)
 
     def stream(self, payload: Payload, *, label: str | None = None) -> Parts[Payload]:
@@ -631,7 +656,27 @@ class Pool:
         at once. In goridge-1 and -2 a reply has one part.
         """
         core = self._core
-        return Parts[Payload]._create(core.exchange, Job(core.codec.encode(payload), label), decode)  # pyright: ignore[reportPrivateUsage]
+        return Parts[Payload]._create(core.exchange, Job(core.codec.encode(payload), check_label(label)), decode)  # pyright: ignore[reportPrivateUsage]
+
+    @overload
+    def map(
+        self,
+        payloads: Iterable[Payload] | AsyncIterable[Payload],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+    ) -> AbstractAsyncContextManager[Results[Payload]]: ...
+
+    @overload
+    def map(
+        self,
+        payloads: Iterable[Payload] | AsyncIterable[Payload],
+        *,
+        ordered: bool = ...,
+        window: int | None = ...,
+        return_exceptions: bool,
+    ) -> AbstractAsyncContextManager[Results[Payload | Exception]]: ...
 
     def map(
         self,
@@ -640,7 +685,7 @@ class Pool:
         ordered: bool = True,
         window: int | None = None,
         return_exceptions: bool = False,
-    ) -> AbstractAsyncContextManager[Results[Payload]]:
+    ) -> AbstractAsyncContextManager[Results[Payload]] | AbstractAsyncContextManager[Results[Payload | Exception]]:
         """Run a job for each payload of a source, as an async iterator: `async with pool.map(payloads) as replies`.
 
         The source may be sync or async, and endless: at most `window` items (default: two for each worker) are taken
@@ -659,8 +704,15 @@ class Pool:
         workers = core.roster.target
         if window is None:
             window = 2 * workers
-        return _Protected(open_map(self._exec_patiently, payloads, ordered=ordered, window=window, width=workers,
-                                   return_exceptions=return_exceptions))  # fmt: skip
+        block = open_map(
+            self._exec_patiently,
+            payloads,
+            ordered=ordered,
+            window=window,
+            width=workers,
+            return_exceptions=return_exceptions,
+        )
+        return Block(block, "map")
 
     @trio.lowlevel.enable_ki_protection
     async def _exec_patiently(self, payload: Payload) -> Payload:
@@ -676,7 +728,7 @@ class Pool:
         that asks to be replaced inside is a `WorkerError` with phase "retiring". Cancelling inside kills the worker if
         a job runs on it.
         """
-        return Lease._create(self._core, Job((), label, lease=True))  # pyright: ignore[reportPrivateUsage]
+        return Lease._create(self._core, Job((), check_label(label), lease=True))  # pyright: ignore[reportPrivateUsage]
 
 
 class Lease:
@@ -684,6 +736,7 @@ class Lease:
 
     _core: PoolCore
     _job: Job
+    _entered: bool
 
     def __init__(self) -> None:
         raise TypeError("Lease has no public constructor; use Pool.lease")
@@ -693,12 +746,16 @@ class Lease:
         self = object.__new__(cls)
         self._core = core
         self._job = job
+        self._entered = False
         return self
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Worker:
-        await trio.lowlevel.checkpoint()
         exchange, job = self._core.exchange, self._job
+        if self._entered:
+            raise RuntimeError("a lease can be entered only once; call lease() again for another")
+        self._entered = True
+        await trio.lowlevel.checkpoint()
         exchange.enter(job)
         await exchange.wait_for_worker(job)
         exchange.hang_up(job)
@@ -733,7 +790,7 @@ def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAs
         async with open_core(config, observer) as core:
             yield Pool._create(core)  # pyright: ignore[reportPrivateUsage]
 
-    return _Protected(block())
+    return Block(block(), "open_pool")
 
 
 def open_worker(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Worker]:
@@ -749,7 +806,9 @@ def open_worker(config: Config, *, observer: Observer | None = None) -> Abstract
         async with open_core(attrs.evolve(config, num_workers=1), observer) as core:
             job = Job((), "open_worker", lease=True)
             core.exchange.enter(job)
-            assert job.seat is not None
+            if job.seat is None:  # it shook hands and died in the same moment
+                core.exchange.abandon(job)
+                raise _as_spawn_error(core.last_error or WorkerError("the worker died before it could be used"))
             job.bound = True
             core.take_no_more()  # so nothing is healed either
             try:
@@ -757,7 +816,7 @@ def open_worker(config: Config, *, observer: Observer | None = None) -> Abstract
             finally:
                 core.release(job)
 
-    return _Protected(block())
+    return Block(block(), "open_worker")
 
 
 def _check(config: object, observer: object) -> None:
@@ -765,3 +824,5 @@ def _check(config: object, observer: object) -> None:
         raise TypeError(f"config must be a Config, not {type(config).__name__}")
     if observer is not None and not callable(observer):
         raise TypeError(f"observer must be callable, not {type(observer).__name__}")
+    if inspect.iscoroutinefunction(observer):
+        raise TypeError("observer must be a plain function, not an async one: it is called in the middle of a change")

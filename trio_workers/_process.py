@@ -47,7 +47,7 @@ class Launch:
     """All that is needed to start one worker.
 
     `argv`, `env` (the whole environment) and `cwd` as for `subprocess.Popen`; `slot` is the worker's place in the pool;
-    `label` names it in logs, like `pool[0]`; `protocol` and `max_frame_size` are those of `Config`.
+    `label` names it in logs, like `pool[0]`; `protocol`, `max_frame_size` and `boot_timeout` are those of `Config`.
     """
 
     argv: tuple[str | bytes | os.PathLike[str], ...]
@@ -58,6 +58,7 @@ class Launch:
     label: str
     protocol: str
     max_frame_size: int
+    boot_timeout: float = 60.0
 
 
 class WorkerProcess(ABC):

@@ -9,12 +9,13 @@ A `Line` is a relay together with its conversation, as a job sees it: write me, 
 """
 
 import errno
+import logging
 import os
 import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -29,11 +30,14 @@ READ_SIZE: Final = 64 * 1024
 READS_IN_A_ROW: Final = 64
 """Reads of one large reply (4 MiB) before other tasks get their turn."""
 
+STREAM_BUFFER: Final = 256 * 1024
+"""Bytes that a `StreamRelay` holds in each direction: as many as a grown pipe."""
+
 LAST_WORDS: Final = 4 * 1024 * 1024
 """Bytes read from a dead worker's relay: more than a pipe or socket holds, so that only a surviving grandchild who
 keeps on writing is cut short."""
 
-_WOULD_BLOCK: Final = (errno.EAGAIN, errno.EWOULDBLOCK)
+_log = logging.getLogger("trio_workers.relay")
 
 
 class LineEnded(Exception):
@@ -44,7 +48,7 @@ class Relay(ABC):
     """Bytes to and from one worker.
 
     `write_now` and `read_now` never wait; `wait_readable` and `wait_writable` are full checkpoints, can be cancelled,
-    and raise `trio.ClosedResourceError` once `wake` or `close` was called.
+    and raise `trio.ClosedResourceError` once `close` was called, also in those who wait already.
     """
 
     closed: bool = False
@@ -76,12 +80,12 @@ class Relay(ABC):
         """Wait until `write_now` takes something."""
 
     @abstractmethod
-    def wake(self) -> None:
-        """Wake everybody who waits, with `trio.ClosedResourceError`. What can be read stays readable."""
-
-    @abstractmethod
     def close(self) -> None:
         """Close. Doing it twice is harmless."""
+
+    async def wait_for_rest(self) -> None:
+        """Wait until what a dead worker had written has arrived; where `read_now` gets it at once, there is no wait."""
+        return
 
     def unread(self) -> bool | None:
         """After the worker's death: did it leave bytes of ours unread? None where nobody can know."""
@@ -141,19 +145,14 @@ class FdRelay(Relay):
             raise trio.ClosedResourceError("this relay is closed")
         await trio.lowlevel.wait_writable(self._write_fd)
 
-    def wake(self) -> None:
-        for fd in {self._read_fd, self._write_fd}:
-            if fd >= 0:
-                trio.lowlevel.notify_closing(fd)
-
     def close(self) -> None:
         self.closed = True
         if self._read_fd < 0:
             return
-        self.wake()
         fds = {self._read_fd, self._write_fd}
         self._read_fd = self._write_fd = -1
         for fd in fds:
+            trio.lowlevel.notify_closing(fd)
             os.close(fd)
         if self._quick_ack is not None:
             self._quick_ack.close()
@@ -173,100 +172,118 @@ class FdRelay(Relay):
 class StreamRelay(Relay):
     """A relay over any trio stream, for factories of your own (a stream of an ssh library, say).
 
-    A stream can't do anything at once, so here what `write_now` takes is sent by whoever waits next, and nothing is
-    proved about a job once its bytes are with the stream.
+    A stream can't do anything at once, so two tasks stand between it and the pool, in the nursery given, each with a
+    bounded buffer: the price is their passes of the run loop. They live until the relay is closed. Of a job's bytes
+    nothing is proved once they are in the buffer.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        """Own the stream."""
+    def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
+        """Own the stream; `nursery` is the one that `Factory.open` was given."""
         self._stream = stream
-        self._outbox = b""
-        self._inbox: bytes | None = None
-        self._scopes: set[trio.CancelScope] = set()
+        self._inbox = bytearray()
+        self._outbox = bytearray()
+        self._ended = False
+        self._broken = False
+        self._waiters = trio.lowlevel.ParkingLot()
+        self._pumps = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope(shield=True)
+        nursery.start_soon(self._pump)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _pump(self) -> None:
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump_out)
+                    await self._pump_in()
+        except Exception:
+            _log.exception("a stream raised an error of its own; its worker's relay is at its end")
+        self._end()
+        try:
+            await trio.aclose_forcefully(self._stream)
+        except Exception:
+            _log.exception("a stream could not be closed")
+
+    async def _pump_in(self) -> None:
+        while True:
+            while len(self._inbox) >= STREAM_BUFFER:
+                await self._pumps.park()
+            try:
+                data = await self._stream.receive_some(READ_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                self._end()
+                return
+            self._inbox += data
+            self._waiters.unpark_all()
+
+    async def _pump_out(self) -> None:
+        while True:
+            while not self._outbox:
+                await self._pumps.park()
+            data = bytes(self._outbox)
+            self._outbox.clear()
+            self._waiters.unpark_all()
+            try:
+                await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._broken = True
+                self._waiters.unpark_all()
+                return
+
+    def _end(self) -> None:
+        self._ended = True
+        self._waiters.unpark_all()
 
     def write_now(self, data: bytes | memoryview) -> int:
-        if self.closed:
-            raise BrokenPipeError(errno.EPIPE, "this relay is closed")
-        if self.unsent:
-            return 0
-        self._outbox = bytes(data)
-        self.unsent = True
-        return len(self._outbox)
+        if self._broken or self.closed:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads this stream any more")
+        piece = data[: STREAM_BUFFER - len(self._outbox)]
+        self._outbox += piece
+        self._pumps.unpark_all()
+        return len(piece)
 
     def read_now(self, size: int) -> bytes | None:
-        data = self._inbox
-        if data is None:
-            return b"" if self.closed else None
-        if data:  # the end stays the end
-            self._inbox = data[size:] or None
-        return data[:size]
+        if not self._inbox:
+            return b"" if self._ended or self.closed else None
+        data = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        self._pumps.unpark_all()
+        return data
 
     def has_input(self) -> bool:
-        return self._inbox is not None or self.closed
+        return bool(self._inbox) or self._ended or self.closed
 
     async def wait_readable(self) -> None:
-        if self._inbox is not None:
-            await trio.lowlevel.checkpoint()
-            return
-        with self._wakeable() as scope:
-            try:
-                self._inbox = bytes(await self._stream.receive_some(READ_SIZE))
-            except trio.BrokenResourceError:
-                self._inbox = b""
-        if scope.cancelled_caught:
-            raise trio.ClosedResourceError("this relay is closed")
+        await self._wait(lambda: self.has_input())
 
     async def wait_writable(self) -> None:
-        with self._wakeable() as scope:
-            if self.unsent:
-                try:
-                    await self._stream.send_all(self._outbox)
-                except trio.BrokenResourceError as error:
-                    raise BrokenPipeError(errno.EPIPE, "the stream is broken") from error
-                self._outbox = b""
-                self.unsent = False
-            else:
-                await trio.lowlevel.checkpoint()
-        if scope.cancelled_caught:
-            raise trio.ClosedResourceError("this relay is closed")
+        await self._wait(lambda: self._broken or len(self._outbox) < STREAM_BUFFER)
 
-    def _wakeable(self) -> "_Wakeable":
+    async def _wait(self, ready: Callable[[], bool]) -> None:
         if self.closed:
             raise trio.ClosedResourceError("this relay is closed")
-        return _Wakeable(self._scopes)
+        await trio.lowlevel.checkpoint()
+        while not ready():
+            await self._waiters.park()
+            if self.closed:
+                raise trio.ClosedResourceError("this relay is closed")
 
-    def wake(self) -> None:
-        for scope in self._scopes:
-            scope.cancel()
+    async def wait_for_rest(self) -> None:
+        while not self._ended:
+            await self._waiters.park()
 
     def close(self) -> None:
-        if self.closed:
-            return
         self.closed = True
-        self.wake()
-        trio.lowlevel.spawn_system_task(trio.aclose_forcefully, self._stream)
-
-
-class _Wakeable:
-    """A cancel scope that `StreamRelay.wake` can reach while it is open."""
-
-    def __init__(self, scopes: set[trio.CancelScope]) -> None:
-        self._scopes = scopes
-        self._scope = trio.CancelScope()
-
-    def __enter__(self) -> trio.CancelScope:
-        self._scopes.add(self._scope)
-        return self._scope.__enter__()
-
-    def __exit__(self, *exc_info: object) -> bool | None:
-        self._scopes.discard(self._scope)
-        return self._scope.__exit__(*exc_info)  # type: ignore[arg-type]
+        self._scope.cancel()
+        self._waiters.unpark_all()
 
 
 class Line:
     """A relay and its conversation, as a job sees them. Carries one job at a time."""
 
-    __slots__ = ("_answered", "_begun", "_unsent", "conversation", "events", "fault", "peer", "relay")
+    __slots__ = ("_answered", "_begun", "_owed", "_unsent", "conversation", "events", "fault", "peer", "relay")
 
     def __init__(self, relay: Relay, conversation: Conversation) -> None:
         self.relay = relay
@@ -277,6 +294,7 @@ class Line:
         """What a dead worker had still said: read to the end when it died, taken by its job when that gets its turn."""
         self.fault: FrameError | None = None
         self._unsent: deque[bytes | memoryview] = deque()
+        self._owed: deque[bytes | memoryview] = deque()
         self._begun = False
         self._answered = False
 
@@ -286,14 +304,9 @@ class Line:
     # writing
 
     @property
-    def begun(self) -> bool:
-        """Whether a byte of the present job has been written."""
-        return self._begun
-
-    @property
     def whole(self) -> bool:
         """Whether the last byte of the present job has been written."""
-        return not self._unsent and not self.relay.unsent
+        return not self._unsent
 
     def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
         """Begin a job: write as much of it as the relay takes at once.
@@ -307,6 +320,9 @@ class Line:
         if relay.has_input():
             return self._stale()
         self.conversation.begin_job()
+        if self._owed:
+            self._unsent.extend(self._owed)
+            self._owed.clear()
         self._unsent.extend(frames)
         try:
             self._push()
@@ -338,7 +354,25 @@ class Line:
                 unsent.popleft()
             else:
                 unsent[0] = memoryview(piece)[written:]
-        return not self.relay.unsent
+        if self._owed:
+            self._pay()
+        return True
+
+    def _pay(self) -> None:
+        """Write the control frames that are owed, as far as the relay takes them: never into the middle of a job."""
+        owed = self._owed
+        while owed and not self._unsent:
+            try:
+                written = self.relay.write_now(owed[0])
+            except OSError:
+                owed.clear()  # nobody reads them any more
+                return
+            if written == len(owed[0]):
+                owed.popleft()
+            elif written:
+                owed[0] = memoryview(owed[0])[written:]
+            else:
+                return
 
     async def flush(self) -> None:
         """Write the rest of the job, waiting where the relay is full.
@@ -357,19 +391,14 @@ class Line:
         if self.conversation.stage is Stage.STREAMING:
             self._say(STOP_STREAM)
 
-    def stop_worker(self) -> bool:
-        """Send the stop frame; False where the relay does not take it at once (a worker that does not read)."""
-        return self._say(self.conversation.stop())
+    def stop_worker(self) -> None:
+        """Ask the worker to end."""
+        self._say(self.conversation.stop())
 
-    def _say(self, frame: bytes) -> bool:
-        """Write a control frame where that can be done at once; what is left of one goes before the next job."""
-        try:
-            written = self.relay.write_now(frame)
-        except OSError:
-            return False
-        if 0 < written < len(frame):
-            self._unsent.append(memoryview(frame)[written:])
-        return written > 0
+    def _say(self, frame: bytes) -> None:
+        """Write a control frame now, or as soon as the relay takes it and no job is half written."""
+        self._owed.append(frame)
+        self._pay()
 
     # reading
 
@@ -396,6 +425,8 @@ class Line:
 
         Raise `LineEnded` at the end, and `FrameError` for bytes that are no frame.
         """
+        if self._owed:
+            self._pay()
         for _ in range(READS_IN_A_ROW):
             data = self.relay.read_now(READ_SIZE)
             if data is None:
@@ -437,7 +468,7 @@ class Line:
     @property
     def clean(self) -> bool:
         """Whether nothing trails behind a whole reply, and nothing of its job is unsent: the line can carry another."""
-        return not self.conversation.pending and not self._unsent and not self.relay.unsent
+        return not self.conversation.pending and not self._unsent
 
     # the end
 
@@ -467,7 +498,7 @@ class Line:
         if self._answered:
             return True
         if not self.whole or not self._begun:
-            return False if not self.relay.unsent else None
+            return False
         unread = self.relay.unread()
         return None if unread is None else not unread
 

@@ -111,9 +111,9 @@ GONE: Final = SeatState.GONE
 class Seat:
     """A worker's place: how many jobs it takes at a time (`capacity`), which it has, and how far its life has come.
 
-    `begun` counts jobs it was given, `served` those it answered; `worked` says that one ended with it. `vacant`: its
-    slot may be given to a successor. `leaving`: why it goes when its jobs are done. `planned`: we ended it, or asked it
-    to end. `worker`, `ending` and `fault` belong to the pool; the roster does not look into them.
+    `begun` counts jobs it was given, `served` those it answered; `worked` says that one ended with it, `cancelled`
+    which it is killed for. `vacant`: its slot may be given to a successor. `leaving`: why it goes when its jobs are
+    done. `planned`: we ended it, or asked it to end.
     """
 
     worker: "Worker"
@@ -130,6 +130,7 @@ class Seat:
         self.begun = 0
         self.served = 0
         self.worked = False
+        self.cancelled: Job | None = None
         self.vacant = False
         self.leaving = ""
         self.planned = False
@@ -357,6 +358,7 @@ class Roster:
             seat.begun -= 1
             return self._make_room(seat)
         seat.worked = True
+        seat.cancelled = job
         return self.kill(seat, "cancelled")
 
     def returned(self, seat: Seat, jobs: Iterable[Job]) -> Actions:
@@ -655,6 +657,10 @@ class Roster:
         self._free.pop(seat, None)
         seat.state = STOPPING
         seat.changed = self._wall()
+        lease = seat.lease
+        if lease is not None and not lease.bound:
+            seat.lease = None  # nobody has entered it yet
+            self._hand_on([lease], actions, End.CRASHED)
         actions.extend(self._promote(seat.slot))
 
     def _stop(self, seat: Seat, actions: list[Action]) -> None:

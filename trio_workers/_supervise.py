@@ -19,6 +19,7 @@ from ._conversation import Failed, Replied, StopAsked
 from ._errors import SpawnError, how_it_ended
 from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
+from ._goridge import OLD_CONTROL, FrameError
 from ._process import Launch
 from ._relay import Line, LineEnded
 from ._roster import GONE, STARTING, Actions, Job, Roster, Seat
@@ -26,6 +27,9 @@ from ._roster import GONE, STARTING, Actions, Job, Roster, Seat
 GRACE: Final = 0.5
 """Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors
 within milliseconds, and without this true exit statuses would read SIGKILL."""
+
+LONGEST_SHOWN: Final = 200
+"""Characters of one argument that an error shows."""
 
 T = TypeVar("T")
 
@@ -49,9 +53,10 @@ class Supervision:
         worker = seat.worker
         try:
             with trio.CancelScope(shield=True):
-                with worker.boot_scope:
+                with trio.CancelScope() as worker.boot_scope:
                     await self._places.acquire()
                 if seat.state is STARTING:
+                    worker.boot_scope = trio.CancelScope()
                     await self._live(seat)
                 else:
                     if not worker.boot_scope.cancelled_caught:
@@ -59,23 +64,46 @@ class Supervision:
                     self._carry_out(self._roster.exited(seat, Ending(None)))
         except BaseException:
             # A bug, ours or a factory's, or an interrupt in a function of the user's: nobody must wait for this worker.
-            if seat.state is not GONE:
-                self._carry_out(self._roster.kill(seat, "interrupted"))
-                self._carry_out(self._roster.exited(seat, Ending(None)))
+            await self._clear_away(seat)
             raise
         finally:
             worker.ended.set()
 
+    async def _clear_away(self, seat: Seat) -> None:
+        """End a worker whose life has failed, as far as that goes."""
+        worker = seat.worker
+        process = worker.process
+        if seat.state is not GONE:
+            self._carry_out(self._roster.kill(seat, "interrupted"))
+        if process is not None:
+            with trio.CancelScope(shield=True):
+                process.kill()
+                await process.wait_exit()
+                process.finish()
+        if seat.state is not GONE:
+            self._carry_out(self._roster.exited(seat, Ending(None)))
+        if worker.line is not None:
+            worker.line.relay.close()
+        if process is not None:
+            process.reap()
+
     async def _live(self, seat: Seat) -> None:
+        """Live the life of a worker that has a place to boot; give the place back when it has."""
         worker = seat.worker
         launch: Launch | None = None
+        error: Exception | None = None
         try:
             launch = self._describe_launch(seat.slot)
-            process = worker.process = await self._spawner.spawn(launch)
-        except Exception as error:
-            self._places.release()
-            seat.fault = self._spawn_error(seat, launch, error, Ending(None))
-            worker.failure = seat.fault
+            with worker.boot_scope:  # a kill reaches a spawn that has not begun
+                worker.process = await self._spawner.spawn(launch)
+        except Exception as caught:
+            error = caught
+        finally:
+            if worker.process is None:
+                self._places.release()
+        process = worker.process
+        if process is None or launch is None:
+            seat.fault = worker.failure = self._spawn_error(seat, launch, error, Ending(None))
             self._carry_out(self._roster.exited(seat, Ending(None)))
             return
         if seat.state is not STARTING:
@@ -84,8 +112,16 @@ class Supervision:
             tasks.start_soon(process.drain_stderr)
             tasks.start_soon(self._boot, seat, launch)
             await self._wait_for_end(seat)
+            await self._wait_for_last_words(seat)
             self._end(seat, launch)
             tasks.cancel_scope.cancel()
+
+    async def _wait_for_last_words(self, seat: Seat) -> None:
+        """Give a relay over a stream the time to bring what the worker wrote before its end."""
+        line = seat.worker.line
+        if line is not None and seat.jobs:
+            with trio.move_on_after(GRACE):
+                await line.relay.wait_for_rest()
 
     def _describe_launch(self, slot: int) -> Launch:
         config = self._config
@@ -106,6 +142,7 @@ class Supervision:
             label=f"{config.name}[{slot}]",
             protocol=config.protocol,
             max_frame_size=config.max_frame_size,
+            boot_timeout=config.boot_timeout,
         )
 
     @trio.lowlevel.enable_ki_protection
@@ -124,6 +161,8 @@ class Supervision:
                 worker.line = line
                 if line.peer is None:
                     await line.shake_hands()
+                if line.peer == os.getpid() != process.pid:
+                    raise FrameError("the handshake came back as it was sent: the program echoes what it reads", b"")
             if scope.cancelled_caught:
                 error = TimeoutError(f"no handshake came within boot_timeout ({self._config.boot_timeout:g} s)")
         except Exception as caught:  # also whatever a factory of the user's own may raise
@@ -182,6 +221,7 @@ class Supervision:
         if line is not None:
             line.relay.close()
         process.reap()
+        _log.debug("%s %d: %s", launch.label, process.pid, how_it_ended(ending.returncode), extra=self._extra(seat))
 
     def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
         """Find out what a dead worker did of the job it had, from what it left on the relay."""
@@ -207,7 +247,12 @@ class Supervision:
         config = self._config
         if process is None:
             phase = "spawn"
-            how = f"could not be started: {type(error).__name__}: {error}"
+            if error is None:
+                how = f"was not started ({seat.reason or 'closing'})"
+            elif launch is None:
+                how = f"could not be started, Config.command or Config.env failed: {type(error).__name__}: {error}"
+            else:
+                how = f"could not be started: {type(error).__name__}: {error}"
         else:
             phase = "handshake"
             if worker.killed:
@@ -219,10 +264,10 @@ class Supervision:
             parts.append(f"command: {_shown(launch.argv)}{_found(launch, process is None)}")
             if config.cwd is not None:
                 parts.append(f"directory: {os.fsdecode(config.cwd)}")
-        said = "" if line is None else line.first_bytes()
+        said = "" if line is None or seat.planned else line.first_bytes()
         if said:
             parts.append(f"first bytes on its stdout, where the handshake belongs: {said}")
-        if not seat.planned:
+        if not seat.planned and launch is not None:
             parts.append(_advice(error, process is not None, bool(said), config.protocol))
         spawn_error = SpawnError("; ".join(parts), pid=worker.pid, slot=seat.slot, returncode=ending.returncode,
                                  stderr=ending.stderr, phase=phase, started=False)  # fmt: skip
@@ -239,11 +284,16 @@ def call_user(function: Callable[..., T], *args: object) -> T:
 def _why(error: Exception | None) -> str:
     if error is None:
         return ""
+    if isinstance(error, FrameError):
+        return error.reason  # the bytes are shown beside it
     return "it closed its relay" if isinstance(error, LineEnded) else str(error)
 
 
 def _shown(argv: tuple[Argument, ...]) -> str:
-    return repr([os.fsdecode(item) for item in argv])
+    # An argument may be a whole program.
+    return repr(
+        [text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..." for text in map(os.fsdecode, argv)]
+    )
 
 
 def _found(launch: Launch, not_started: bool) -> str:
@@ -257,11 +307,20 @@ def _found(launch: Launch, not_started: bool) -> str:
 def _advice(error: Exception | None, ran: bool, said: bool, protocol: str) -> str:
     if not ran:
         return "check that the program exists, is executable, and that the directory does"
+    if isinstance(error, FrameError) and error.received:
+        spoken = {0x13: "goridge-3", OLD_CONTROL: "goridge-1 or goridge-2"}.get(error.received[0])
+        if spoken is not None and protocol not in spoken:
+            return f"these bytes are a handshake in {spoken}, but Config.protocol is {protocol!r}"
     if said:
-        return "a worker must write nothing to stdout but its relay's frames; let it write to stderr"
+        return (
+            "a worker must write nothing to stdout but its relay's frames; let it write to stderr, or print after serve"
+        )
     if isinstance(error, TimeoutError):
         return (
-            f"does the program speak {protocol} on the relay that RR_RELAY names? "
+            f"does the program speak {protocol} (Config.protocol) on the relay that RR_RELAY names? "
             "If it only needs longer, raise boot_timeout"
         )
-    return f"run the command by hand to see why it ends; it should wait for a {protocol} handshake"
+    return (
+        f"run the command by hand to see why it ends; it should wait for a handshake in {protocol}, "
+        "the dialect that Config.protocol names"
+    )

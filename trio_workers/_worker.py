@@ -1,5 +1,6 @@
 """A worker: one process with its line and its state, as users see it."""
 
+import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -108,6 +109,7 @@ class Worker:
         """Run one job on this worker and take its reply in parts; see `Pool.stream`."""
         return self._owner.stream_on(self, payload, label)
 
+    @trio.lowlevel.enable_ki_protection
     async def stop(self) -> None:
         """Stop the worker softly and wait until it is gone.
 
@@ -118,6 +120,7 @@ class Worker:
         self._owner.retire(self, "stopped")
         await self.ended.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def kill(self) -> None:
         """Kill the worker's whole process group and wait until it is gone. Cancelling gives up the wait only."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -128,7 +131,7 @@ class Worker:
         """Wait until the worker is gone: return after a soft stop, else raise the `WorkerError` of its end."""
         await self.ended.wait()
         if self.failure is not None:
-            raise self.failure
+            raise copy.copy(self.failure)  # each who waits has a traceback of his own
 
     def __str__(self) -> str:
         value, num_execs, _ = self._owner.state_of(self)

@@ -216,7 +216,7 @@ class _MemoryRelay(Relay):
         if self._wakes != wakes:
             raise trio.ClosedResourceError("this relay is closed")
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         self._wakes += 1
         self._there.lot.unpark_all()
         self._back.lot.unpark_all()
@@ -225,7 +225,7 @@ class _MemoryRelay(Relay):
         if self.closed:
             return
         self.closed = True
-        self.wake()
+        self._wake()
         self._there.leave(writer=True)
         self._back.leave(writer=False)
 
