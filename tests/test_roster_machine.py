@@ -253,6 +253,13 @@ class RosterMachine(RuleBasedStateMachine):
         before = {job: (job.state, job.seat, job.hand_ons) for job in self.live}
         was = roster.phase
         actions = call(*args, **kwargs)
+        # A lease that nobody has entered goes on when its worker leaves the service, whatever the reason.
+        handed = list(handed)
+        for job, (state, seat, _) in before.items():
+            if job.lease and state is ASSIGNED and not job.bound and job is not own and job not in handed:
+                assert seat is not None
+                if seat.state is not SERVING:
+                    handed.append(job)
         expected = [job for job in handed if job.hand_ons > before[job][2]]
         expected += [job for job in self.queue if job is not own or job.state is WAITING]
         if new is not None and new.state is WAITING:
