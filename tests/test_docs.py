@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import attrs
 import pytest
 
 import trio_workers
 import trio_workers.child
 import trio_workers.testing
 from tests.test_endings import EXPECTED
+from trio_workers import _exchange
 from trio_workers import _goridge as goridge
 
 ROOT: Final = Path(__file__).parent.parent
@@ -97,6 +99,48 @@ def test_reference_is_complete() -> None:
     assert documented == public
 
 
+def table(page: str, heading: str, first: str) -> dict[str, list[str]]:
+    """A section's table whose first column has this title: the other cells by the first one, in order."""
+    (body,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", section(page, heading), re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines()]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def shown_default(default: Any) -> str:
+    """How the reference shows the default of a field."""
+    if default is attrs.NOTHING:
+        return "required"
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        name = default.factory.__name__
+        return "usable cores" if name == "available_cores" else f"`{name}()`"
+    return f"`{default!r}`"
+
+
+@pytest.mark.parametrize("kind", [trio_workers.Config, trio_workers.Restart])
+def test_tables_of_the_configuration(kind: type) -> None:
+    """Each field is there, in order, with its true default."""
+    # A table begins after the paragraph that names its class.
+    text = section("docs/reference.md", "Configuration").partition(f"\n`{kind.__name__}`, ")[2]
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]+\| ([^|]+) \|[^|]+\|$", text.partition("\n\n|")[2].partition("\n\n")[0], re.M
+    )
+    assert rows == [(field.name, shown_default(field.default)) for field in attrs.fields(kind)]
+
+
+def test_tables_of_the_statistics() -> None:
+    """Fields, outcomes and reasons are those of the code."""
+    page, heading = "docs/reference.md", "The pool's statistics"
+    assert list(table(page, heading, "field")) == [field.name for field in attrs.fields(trio_workers.PoolStatistics)]
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trio_workers").glob("_*.py"))
+    outcomes = {"replied", "failed", "cancelled", *_exchange._OUTCOMES.values(), *_exchange._ENDS.values()}
+    assert set(table(page, heading, "outcome")) == outcomes
+    reasons = set(re.findall(r'(?:retire|kill)\([\w.]+, "([^"]+)"\)', code))
+    reasons |= set(re.findall(r'\.reason = (?:seat\.\w+ or )?"([^"]+)"', code)) | set(
+        re.findall(r'exits\["([^"]+)"', code)
+    )
+    assert set(table(page, heading, "reason")) == reasons
+
+
 def test_layout_is_true() -> None:
     """The list of modules in the design page has each file of the package, and no other."""
     (layout,) = re.findall(r"^trio_workers/\n(.*?)^tests/", section("docs/design.md", "Layout"), re.M | re.S)
@@ -112,6 +156,25 @@ def test_code_compiles(page: str) -> None:
     """Each block of Python is Python; a part of an async function may stand alone."""
     for block in blocks(page, "python"):
         compile(block, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize(
+    ("page", "minimum"), [("docs/tutorial.md", 10), ("docs/index.md", 2), ("docs/workers.md", 4), ("README.md", 0)]
+)
+def test_blocks_are_what_their_files_say(page: str, minimum: int) -> None:
+    """A block below a comment that names a file is a run of whole lines of that file; nothing has drifted."""
+    found = re.findall(r"^<!-- (\S+\.\w+) -->\n```\w+\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL)
+    assert len(found) >= minimum
+    assert len(found) == len(re.findall(r"^<!-- \S+\.\w+ -->$", read(page), re.MULTILINE))
+    for name, block in found:
+        text = (ROOT / page).parent.joinpath(name).read_text(encoding="utf-8")
+        assert f"\n{block}" in f"\n{text}", f"{page} shows what is not in {name}"
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/index.md"])
+def test_pages_show_their_code_on_a_forge(page: str) -> None:
+    """A forge does not know Sphinx: what a reader needs there stands in the page itself."""
+    assert "{literalinclude}" not in read(page)
 
 
 def test_readme_shows_what_is_run() -> None:

@@ -47,6 +47,20 @@ def test_hello() -> None:
     assert run("hello.py") == ("HELLO, WORKER\n", "")
 
 
+def test_hello_from_another_directory(tmp_path: Path) -> None:
+    """It finds its worker beside itself."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "hello.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("HELLO, WORKER\n", "")
+
+
+def test_own_factory() -> None:
+    """A factory of one's own, with public names alone; no descriptor is left open (a warning would be an error)."""
+    assert "trio_workers._" not in (EXAMPLES / "own_factory.py").read_text(encoding="utf-8")
+    assert run("own_factory.py") == ("OVER A STREAM\n", "")
+
+
 def test_crash() -> None:
     """A crash names the worker, how it ended, the job, whether a retry is safe, and its last words."""
     output, errors = run("crash.py")
@@ -104,6 +118,14 @@ def test_logs() -> None:
     assert lines[1] == "CREATED  slot 0: NoneType"
     assert re.search(r"^WARNING trio_workers\.worker slot=0: printers\[0\] \d+: out of paper$", output, re.MULTILINE)
     assert re.search(r"^WARNING trio_workers\.pool slot=0: .*exited with status 3", output, re.MULTILINE)
+    lives = [line for line in lines if line.startswith("DEBUG")]
+    for line, (logger, said) in zip(
+        lives,
+        2 * [("pool", "ready"), ("pool", r"stopping \(\w+\)"), ("supervision", r"exited with status \d")],
+        strict=True,
+    ):
+        assert re.fullmatch(rf"DEBUG   trio_workers\.{logger} slot=0: printers\[0\] \d+: {said}", line)
+    assert lives[-1].endswith("exited with status 0")
     events = [line.split()[0] for line in lines if re.match(r"[A-Z]+ +slot", line)]
     assert events == ["CREATED", "ERROR", "DESTRUCT", "CREATED", "DESTRUCT"]
     assert errors == ""

@@ -33,9 +33,11 @@ LAYOUT: Final = (
     "_worker",
     "_factories",
     "_config",
+    "_codec",
     "_roster",
     "_exchange",
     "_supervise",
+    "_core",
     "_map",  # before the pool, which has `Pool.map`
     "_pool",
     "child._relay",

@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # typing alone would double what a worker pays
 if TYPE_CHECKING:
     from ._config import Config, Restart
     from ._conversation import Conversation
+    from ._core import PoolStatistics
     from ._errors import (
         AllocateTimeout,
         JobError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ._factories import Factory, PipeFactory, SocketFactory, Spawner
     from ._map import Results
     from ._model import STOP_REQUEST, Payload, State, WorkerEvent, WorkerState
-    from ._pool import Lease, Pool, PoolStatistics, open_pool, open_worker
+    from ._pool import Lease, Pool, open_pool, open_worker
     from ._process import Launch, WorkerProcess
     from ._relay import Line, Relay, StreamRelay
     from ._worker import CurrentJob, Worker
@@ -73,6 +74,7 @@ __all__ = [
 _MODULES = {
     "_config": ("Config", "Restart"),
     "_conversation": ("Conversation",),
+    "_core": ("PoolStatistics",),
     "_errors": (
         "AllocateTimeout",
         "JobError",
@@ -90,7 +92,7 @@ _MODULES = {
     "_factories": ("Factory", "PipeFactory", "SocketFactory", "Spawner"),
     "_map": ("Results",),
     "_model": ("STOP_REQUEST", "Payload", "State", "WorkerEvent", "WorkerState"),
-    "_pool": ("Lease", "Pool", "PoolStatistics", "open_pool", "open_worker"),
+    "_pool": ("Lease", "Pool", "open_pool", "open_worker"),
     "_process": ("Launch", "WorkerProcess"),
     "_relay": ("Line", "Relay", "StreamRelay"),
     "_worker": ("CurrentJob", "Worker"),

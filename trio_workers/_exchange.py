@@ -17,11 +17,12 @@ whatever exception came first, what happens next is decided by the state (`aband
 import logging
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Final, Generic, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import attrs
 import trio
 
+from ._codec import Answer
 from ._conversation import Event, Failed, Part, Replied, StopAsked
 from ._errors import (
     AllocateTimeout,
@@ -48,15 +49,6 @@ KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
 
 Outcome = Replied | Failed | Part
-
-
-class Answer(Protocol):
-    """What a codec's `decode` gets: a whole reply or a part of one."""
-
-    @property
-    def context(self) -> bytes: ...
-    @property
-    def body(self) -> bytes: ...
 
 
 @attrs.frozen

@@ -316,11 +316,11 @@ class OsProcess(WorkerProcess):
         self.returncode = status
         self.reaped = True
         self._life_line.close()
-        self._close_stderr()
         self._watch.close()
         for callback in self._at_reap:
             callback()
         self._at_reap.clear()
+        self._close_stderr()  # last: a filter of the log may raise
         return status
 
     @property

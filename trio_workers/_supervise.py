@@ -79,13 +79,18 @@ class Supervision:
             with trio.CancelScope(shield=True):
                 process.kill()
                 await process.wait_exit()
-                process.finish()
-        if seat.state is not GONE:
-            self._carry_out(self._roster.exited(seat, Ending(None)))
-        if worker.line is not None:
-            worker.line.relay.close()
-        if process is not None:
-            process.reap()
+        try:
+            if process is not None:
+                process.finish()  # what has failed once may fail again: a filter of the log, say
+        finally:
+            if worker.line is not None:
+                worker.line.relay.close()
+            try:
+                if process is not None:
+                    process.reap()
+            finally:
+                if seat.state is not GONE:
+                    self._carry_out(self._roster.exited(seat, Ending(None)))
 
     async def _live(self, seat: Seat) -> None:
         """Live the life of a worker that has a place to boot; give the place back when it has."""

@@ -131,7 +131,9 @@ class Worker:
         """Wait until the worker is gone: return after a soft stop, else raise the `WorkerError` of its end."""
         await self.ended.wait()
         if self.failure is not None:
-            raise copy.copy(self.failure)  # each who waits has a traceback of his own
+            error = copy.copy(self.failure)  # each who waits has a traceback of his own
+            error.__cause__ = self.failure.__cause__
+            raise error
 
     def __str__(self) -> str:
         value, num_execs, _ = self._owner.state_of(self)
