@@ -21,13 +21,14 @@ import pytest
 import trio
 import trio.testing
 
-from trio_workers import _factories, _identity, _platform
+from trio_workers import _factories, _identity, _platform, _sockets
 from trio_workers._conversation import Replied
-from trio_workers._factories import Factory, PipeFactory, SocketFactory, Spawner
+from trio_workers._factories import Factory, PipeFactory, Spawner
 from trio_workers._goridge import PROTOCOLS, encode_control, encode_job
 from trio_workers._platform import PIPE_SIZE, Linux, Platform, Portable
 from trio_workers._process import Launch, OsProcess, WorkerProcess
 from trio_workers._relay import FdRelay, Line, LineEnded
+from trio_workers._sockets import SocketFactory
 
 PACKAGE_PARENT = str(Path(_factories.__file__).parents[1])
 WORKER = (sys.executable, str(Path(__file__).parent / "workers" / "worker.py"))
@@ -349,9 +350,9 @@ async def test_line_that_nobody_took(platform: Platform, name: str, factory_of: 
     """A process that is reaped without `connect` leaves no relay, also where it had connected."""
     async with opened(factory_of(name)) as spawner:
         async with spawned(spawner) as process:
-            if isinstance(spawner, _factories._SocketSpawner):
+            if isinstance(spawner, _sockets._SocketSpawner):
                 await spawner._expected[process.pid].arrived.wait()
-        if isinstance(spawner, _factories._SocketSpawner):
+        if isinstance(spawner, _sockets._SocketSpawner):
             assert spawner._expected == {}
 
 
@@ -522,14 +523,14 @@ async def test_first_confirmed_claim_wins(
 def held_spawn(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
     """Hold every spawn, once the process runs, until this is set: the pool does not know its pid yet."""
     event = trio.Event()
-    spawn_process = _factories.spawn_process
+    spawn_process = _sockets.spawn_process
 
     async def hold(*args: Any, **kwargs: Any) -> OsProcess:
         process = await spawn_process(*args, **kwargs)
         await event.wait()
         return process
 
-    monkeypatch.setattr(_factories, "spawn_process", hold)
+    monkeypatch.setattr(_sockets, "spawn_process", hold)
     return event
 
 
@@ -553,7 +554,7 @@ async def test_strangers_while_a_spawn_is_under_way(
     held_spawn: trio.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who may be that worker waits; too many push out the oldest; when the spawn is over the rest is refused."""
-    monkeypatch.setattr(_factories, "CONNECTIONS_UNKNOWN", 3)
+    monkeypatch.setattr(_sockets, "CONNECTIONS_UNKNOWN", 3)
     async with opened(TCP) as spawner, contextlib.AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         go = tmp_path / "go"
@@ -579,13 +580,13 @@ async def test_fallback_gives_up_on_who_says_nothing(
 ) -> None:
     """Without the kernel's word a silent stranger has a deadline, and garbage is shown."""
     monkeypatch.setattr(_platform, "HERE", Portable())
-    monkeypatch.setattr(_factories, "UNKNOWN_FOR", 0.05)
-    monkeypatch.setattr(_factories, "REPORT_EVERY", 0.0)
+    monkeypatch.setattr(_sockets, "UNKNOWN_FOR", 0.05)
+    monkeypatch.setattr(_sockets, "REPORT_EVERY", 0.0)
     hello = encode_control("goridge-3", b'{"pid":%d}' % os.getpid())
     async with opened(factory_of(scheme)) as spawner, spawned(spawner, NEVER):
         async with await dial(spawner) as silent:
             assert await read_to_end(silent) == hello
-        monkeypatch.setattr(_factories, "UNKNOWN_FOR", 60.0)
+        monkeypatch.setattr(_sockets, "UNKNOWN_FOR", 60.0)
         for garbage in (b"GET / HTTP/1.0\r\n\r\n", hello, b"\x13\x09" + bytes(10)):
             async with await dial(spawner) as stranger:
                 with contextlib.suppress(trio.BrokenResourceError):

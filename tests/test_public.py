@@ -32,6 +32,7 @@ LAYOUT: Final = (
     "_process",
     "_worker",
     "_factories",
+    "_sockets",
     "_config",
     "_codec",
     "_roster",

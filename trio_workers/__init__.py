@@ -23,12 +23,13 @@ if TYPE_CHECKING:
         WorkersError,
     )
     from ._exchange import Parts
-    from ._factories import Factory, PipeFactory, SocketFactory, Spawner
+    from ._factories import Factory, PipeFactory, Spawner
     from ._map import Results
     from ._model import STOP_REQUEST, Payload, State, WorkerEvent, WorkerState
     from ._pool import Lease, Pool, open_pool, open_worker
     from ._process import Launch, WorkerProcess
     from ._relay import Line, Relay, StreamRelay
+    from ._sockets import SocketFactory
     from ._worker import CurrentJob, Worker
 
 __all__ = [
@@ -89,12 +90,13 @@ _MODULES = {
         "WorkersError",
     ),
     "_exchange": ("Parts",),
-    "_factories": ("Factory", "PipeFactory", "SocketFactory", "Spawner"),
+    "_factories": ("Factory", "PipeFactory", "Spawner"),
     "_map": ("Results",),
     "_model": ("STOP_REQUEST", "Payload", "State", "WorkerEvent", "WorkerState"),
     "_pool": ("Lease", "Pool", "open_pool", "open_worker"),
     "_process": ("Launch", "WorkerProcess"),
     "_relay": ("Line", "Relay", "StreamRelay"),
+    "_sockets": ("SocketFactory",),
     "_worker": ("CurrentJob", "Worker"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
