@@ -194,6 +194,8 @@ async def test_wrong_dialect(pool_speaks: str, worker_speaks: str) -> None:
     command = ["env", f"TRIO_WORKERS_PROTOCOL={worker_speaks}", *GOOD]
     error = await fails_to_open(config(command, protocol=pool_speaks, boot_timeout=1.0))
     assert error.phase == "handshake"
+    assert "Config.protocol" in str(error)
+    assert pool_speaks in str(error)
 
 
 async def test_function_that_raises() -> None:

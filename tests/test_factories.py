@@ -21,6 +21,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.test_races import InOrder
 from trio_workers import _factories, _identity, _platform, _sockets
 from trio_workers._conversation import Replied
 from trio_workers._factories import Factory, PipeFactory, Spawner
@@ -368,24 +369,40 @@ async def test_cancelled_connect_loses_nothing(scheme: str, factory_of: Callable
             await echo(line)
 
 
+@pytest.mark.parametrize("first", ["connect", "reap"])
 @LISTENS
-async def test_reaped_while_connecting(scheme: str, factory_of: Callable[[str], Factory]) -> None:
-    """Who was about to be given the line learns that it has ended."""
+async def test_reaped_while_connecting(
+    scheme: str, first: str, factory_of: Callable[[str], Factory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is reaped in the pass that brings its line: who waits gets the line, or learns that it has ended."""
+    order = InOrder()
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
+    monkeypatch.setattr("trio._core._run._r", order)
     async with opened(factory_of(scheme)) as spawner:
+        told: list[str] = []
 
         async def connect(process: WorkerProcess) -> None:
-            with contextlib.suppress(LineEnded):
-                (await spawner.connect(process, LAUNCH)).relay.close()
+            order.ranks[trio.lowlevel.current_task()] = 1 if first == "connect" else 99
+            try:
+                line = await spawner.connect(process, LAUNCH)
+            except LineEnded:
+                told.append("ended")
+            else:
+                told.append("line")
+                assert not line.relay.closed
+                line.relay.close()
 
         async with trio.open_nursery() as nursery, spawned(spawner) as process:
             arrived = spawner._expected[process.pid].arrived
             nursery.start_soon(connect, process)
             await arrived.wait()
-            # `connect` goes on in the same pass of the run loop as we do, before or after us: both must do.
+            # `connect` goes on in the same pass of the run loop as we do.
+            assert told == (["line"] if first == "connect" else [])
             process.kill()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             process.finish()
             process.reap()
+        assert told == ["line" if first == "connect" else "ended"]
 
 
 # strangers

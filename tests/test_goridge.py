@@ -19,6 +19,7 @@ from trio_workers._goridge import (
     OLD_CONTROL,
     OLD_ERROR,
     PING,
+    PIPE_BUF,
     PONG,
     PROTOCOLS,
     RAW,
@@ -547,3 +548,35 @@ def test_a_frame_shows_itself() -> None:
     assert repr(frame) == "Frame(flags=0x04, bits=0x01, context=b'ctx', body=b'hello')"
     assert frame != Frame(4, 1, b"ctx", b"other")
     assert frame != "a frame"
+
+
+SIZES: Final = st.one_of(
+    st.integers(0, 40), st.integers(PIPE_BUF - 40, PIPE_BUF + 40), st.integers(32 * 1024 - 80, 32 * 1024 + 80)
+)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@given(context=SIZES, body=SIZES)
+def test_no_header_is_split(protocol: str, context: int, body: int) -> None:
+    """A header begins the first piece, or is whole in a piece that a pipe takes whole or not at all."""
+    pieces = [bytes(piece) for piece in encode_job(protocol, b"c" * context, b"b" * body)]
+    assert all(pieces)
+    data = b"".join(pieces)
+    if protocol == "goridge-3":
+        assert data == context_frame_3(RAW, b"c" * context, b"b" * body)
+        headers = [(0, 16)]
+    else:
+        frame, size = (frame_1, 9) if protocol == "goridge-1" else (frame_2, 17)
+        first = frame(OLD_CONTROL | RAW, b"c" * context)
+        assert data == first + frame(0, b"b" * body)
+        headers = [(0, size), (len(first), len(first) + size)]
+    at = 0
+    for number, piece in enumerate(pieces):
+        end = at + len(piece)
+        for begins, ends in headers:
+            if begins < end and ends > at:
+                assert at <= begins
+                assert ends <= end
+                # The beginning of the first piece, as far as an empty pipe takes it at once; or atomic as a whole.
+                assert (number == 0 and ends <= PIPE_BUF) or len(piece) <= PIPE_BUF
+        at = end

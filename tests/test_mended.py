@@ -15,7 +15,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.test_contract import factory_of
+from tests.test_contract import command_of, factory_of
 from tests.test_faults import Told, heals, puppets, tell, until
 from tests.test_pool_logic import ask, settle, work
 from tests.test_pool_logic import config as memory
@@ -34,7 +34,6 @@ from trio_workers import (
     open_pool,
     open_worker,
 )
-from trio_workers._core import PoolCore
 from trio_workers.child import Job
 from trio_workers.testing import BadBoot
 
@@ -109,7 +108,7 @@ async def test_pong_comes_behind_the_job(over_stdio: Factory, tmp_path: Path) ->
 
 
 async def test_stop_of_a_stream_comes_behind_the_job(over_stdio: Factory, tmp_path: Path) -> None:
-    """A stream is left while its job is being written: the rest of the job, the pong, and then the end of the stream."""
+    """A stream is left while its job is being written: the rest of the job, the pong, and then its end."""
     async with open_pool(early(over_stdio, tmp_path / "go", 2)) as pool:
         (worker,) = pool.workers
         async with pool.stream(Payload(LARGE)) as parts:
@@ -121,6 +120,16 @@ async def test_stop_of_a_stream_comes_behind_the_job(over_stdio: Factory, tmp_pa
         assert worker.state.value is WorkerState.READY
     seen = (tmp_path / "go.seen").read_bytes()
     assert seen == hashlib.sha256(LARGE).hexdigest().encode() + b"\x08\x02"
+
+
+async def test_large_context_without_a_body(over_stdio: Factory) -> None:
+    """A job whose body is empty is whole once its context is written: its worker stays."""
+    async with open_pool(puppets(factory=over_stdio, command=command_of("python"))) as pool:
+        workers = pool.workers
+        for size in (32_000, 33_000, 3 << 20):
+            job = Payload(b"", b"c" * size)
+            assert await pool.exec(job) == job
+        assert pool.workers == workers
 
 
 # what fails
@@ -314,14 +323,14 @@ async def test_ends_of_a_worker_are_protected(
     """Ctrl-C does not come in the middle of what `Worker.stop` and `Worker.kill` change."""
     seen: list[bool] = []
     method = "retire" if how == "stop" else "kill"
-    inner = getattr(PoolCore, method)
-
-    def watched(*arguments: Any) -> None:
-        seen.append(trio.lowlevel.currently_ki_protected())
-        inner(*arguments)
-
-    monkeypatch.setattr(PoolCore, method, watched)
     async with open_pool(memory(work)) as pool:
+        inner = getattr(pool._core, method)
+
+        def watched(*arguments: Any) -> None:
+            seen.append(trio.lowlevel.currently_ki_protected())
+            inner(*arguments)
+
+        monkeypatch.setattr(pool._core, method, watched)
         assert not trio.lowlevel.currently_ki_protected()
         await getattr(pool.workers[0], how)()
     assert seen == [True]

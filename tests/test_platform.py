@@ -172,12 +172,37 @@ async def test_group_dies_though_its_status_was_stolen(start: Start) -> None:
     read_fd, write_fd = os.pipe()
     watch = start("sleep 1000 & echo $!", stdout=write_fd)
     os.close(write_fd)
-    child = os.pidfd_open(int(os.read(read_fd, 20)))
+    child = int(os.read(read_fd, 20))
+    child_fd = os.pidfd_open(child)
     os.close(read_fd)
     os.waitpid(watch.pid, 0)
+    assert watch.peek() is None
+    assert os.getpgid(child) == watch.pid
     watch.kill_group()
-    await gone(child)
+    await gone(child_fd)
     watch.kill_group()
+    watch.close()
+
+
+@pytest.mark.parametrize("platform", [Portable], indirect=True)
+@pytest.mark.parametrize("learns", ["peek", "reap", "wait"])
+async def test_nothing_is_signalled_once_the_status_was_stolen(
+    start: Start, learns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a pidfd a number that was freed may be somebody else's: it gets no signal."""
+    watch = start("exit 3")
+    os.waitpid(watch.pid, 0)
+    if learns == "wait":
+        await watch.wait()
+    else:
+        assert getattr(watch, learns)() is None
+    signalled: list[tuple[int, int]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda *arguments: signalled.append(arguments))
+        patch.setattr(os, "killpg", lambda *arguments: signalled.append(arguments))
+        watch.kill_leader()
+        watch.kill_group()
+    assert signalled == []
     watch.close()
 
 

@@ -151,8 +151,8 @@ def encode_job(protocol: str, context: bytes, body: bytes) -> "tuple[bytes | mem
 
 
 def _pieces(head: bytes, body: bytes, longest: int = JOINED) -> "tuple[bytes | memoryview, ...]":
-    if len(head) + len(body) <= longest:
-        return (head + body,)
+    if not body or len(head) + len(body) <= longest:
+        return (head + body,)  # never an empty piece, of which a write says 0 as it does where it would wait
     room = max(0, PIPE_BUF - len(head))
     return head + body[:room], memoryview(body)[room:]
 
