@@ -166,6 +166,7 @@ if __name__ == "__main__":
     try:
         trio.run(main, options.limit)
     except* KeyboardInterrupt:  # from inside a nursery it comes in a group
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to end
         interrupted = True
     if interrupted:
         print("\nInterrupted; no worker is left.")
