@@ -164,7 +164,7 @@ class Conversation:
     __slots__ = ("_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol")
 
     def __init__(self, protocol: str, max_frame_size: int) -> None:
-        self.protocol = protocol
+        self.protocol: str = protocol
         self.answers: deque[bytes] = deque()
         self._old = protocol != "goridge-3"
         self._row = _START_OLD if self._old else _START_3

@@ -286,8 +286,8 @@ class Line:
     __slots__ = ("_answered", "_begun", "_owed", "_unsent", "conversation", "events", "fault", "peer", "relay")
 
     def __init__(self, relay: Relay, conversation: Conversation) -> None:
-        self.relay = relay
-        self.conversation = conversation
+        self.relay: Relay = relay
+        self.conversation: Conversation = conversation
         self.peer: int | None = None
         """The pid that the worker's handshake claimed."""
         self.events: deque[Event] = deque()

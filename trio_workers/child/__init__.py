@@ -52,8 +52,8 @@ class Job:
     __slots__ = ("body", "context")
 
     def __init__(self, body: bytes, context: bytes) -> None:
-        self.body = body
-        self.context = context
+        self.body: bytes = body
+        self.context: bytes = context
 
     def __repr__(self) -> str:
         return f"Job(body={self.body!r}, context={self.context!r})"
@@ -65,8 +65,8 @@ class Reply:
     __slots__ = ("body", "context")
 
     def __init__(self, body: "Buffer | None" = b"", context: "Buffer | None" = b"") -> None:
-        self.body = body
-        self.context = context
+        self.body: Buffer | None = body
+        self.context: Buffer | None = context
 
     def __repr__(self) -> str:
         return f"Reply(body={self.body!r}, context={self.context!r})"
