@@ -31,7 +31,7 @@ from ._errors import (
     first_of,
     more_urgent,
 )
-from ._exchange import Ending, Exchange, Parts, describe_end, explain_end, judge
+from ._exchange import Ending, Exchange, Parts, describe_end, explain_end, judge, named
 from ._model import Payload, WorkerEvent, WorkerState
 from ._roster import (
     ASSIGNED,
@@ -319,9 +319,8 @@ class PoolCore:
         if job is None:
             _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, seat.reason, extra=self._extra(seat))
         else:
-            what = "a job" if job.label is None else f"the job {job.label!r}"
             age = trio.current_time() - job.started
-            _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, what, age,
+            _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, named(job), age,
                       extra=self._extra(seat))  # fmt: skip
 
     def _all_ready(self) -> bool:
@@ -382,7 +381,7 @@ class PoolCore:
 
     def _allocate_timeout(self, job: Job) -> AllocateTimeout:
         now = self.statistics()
-        what = "" if job.label is None else f" for the job {job.label!r}"
+        what = "" if job.label is None else f" for {named(job)}"
         text = (
             f"no worker of the pool {self.config.name!r} became free{what} within allocate_timeout "
             f"({self.config.allocate_timeout:g} s): of {now.target} workers {now.busy} are busy, "

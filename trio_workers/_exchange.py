@@ -466,7 +466,7 @@ def explain_end(job: Job) -> WorkerError:
     seat = job.seat
     assert seat is not None
     ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
-    what = _named(job)
+    what = named(job)
     if job.end is End.RETIRED:
         again = "the worker asked" if job.bound else f"{job.hand_ons + 1} workers in a row asked"
         return WorkerError(
@@ -490,11 +490,12 @@ def judge(seat: Seat, line: Line, job: Job, *, dead: bool) -> None:
 def describe_end(seat: Seat, ending: Ending) -> WorkerError:
     """Build the error for a worker that is gone, whatever it was doing."""
     for job in seat.jobs:
-        return describe(seat, ending, phase=job.phase, what=_named(job), started=job.proof)
+        return describe(seat, ending, phase=job.phase, what=named(job), started=job.proof)
     return describe(seat, ending, phase="idle")
 
 
-def _named(job: Job) -> str:
+def named(job: Job) -> str:
+    """Name a job in a sentence: "a job", or "the job" with its label, cut where that is long."""
     label = job.label
     if label is None:
         return "a job"
