@@ -1,7 +1,8 @@
 """Send each source file of the Python standard library to a pool of workers, and print what they found.
 
-On the way it kills a worker with SIGKILL, as the kernel does where memory runs out. The one job that was on it ends
-with WorkerCrashed and is sent again, which does no harm here: the job only looks. No other job notices.
+On the way it kills the worker that reads the largest file, with SIGKILL, as the kernel does where memory runs out. The
+one job that was on it ends with WorkerCrashed and is sent again, which does no harm here: the job only looks. No other
+job notices.
 """
 
 import argparse
@@ -80,9 +81,16 @@ class Findings:
         self.longest: list[tuple[int, str, str]] = []
         self.refused: list[tuple[str, str]] = []
         self.sent_again: list[str] = []
-        self.hit = trio.Event()
 
-    def add(self, name: str, found: dict[str, Any]) -> None:
+    def take(self, path: Path, reply: Payload | Exception) -> None:
+        """Take what became of a file's job; what is neither a reply nor a job error goes on to the caller."""
+        name = str(path.relative_to(LIBRARY))
+        if isinstance(reply, JobError):
+            self.refused.append((name, str(reply).splitlines()[-1]))
+            return
+        if isinstance(reply, Exception):
+            raise reply
+        found: dict[str, Any] = json.loads(reply.body)
         self.parsed += 1
         self.lines += found["lines"]
         self.functions += found["functions"]
@@ -95,50 +103,57 @@ async def examine(pool: Pool, files: list[Path], findings: Findings, progress: P
     payloads: Iterator[Payload] = map(make_job, files)
     async with pool.map(payloads, return_exceptions=True) as replies:
         for path in files:
-            name = str(path.relative_to(LIBRARY))
-            reply: Payload | Exception = await anext(replies)
-            while isinstance(reply, WorkerCrashed):
-                findings.sent_again.append(name)
-                findings.hit.set()
-                progress.say(f"{type(reply).__name__}: {reply}\n{name} is sent again.")
-                try:
-                    reply = await pool.exec(make_job(path), label=name)
-                except (JobError, WorkerCrashed) as error:
-                    reply = error
-            if isinstance(reply, JobError):
-                findings.refused.append((name, str(reply).splitlines()[-1]))
-            elif isinstance(reply, Exception):
-                raise reply
-            else:
-                findings.add(name, json.loads(reply.body))
+            findings.take(path, await anext(replies))
             progress.step()
 
 
-async def kill_a_worker(pool: Pool, findings: Findings, progress: Progress) -> None:
-    """Once a third is done, kill a worker in the middle of a job; again, if that job was just being answered."""
+async def examine_and_kill(pool: Pool, path: Path, findings: Findings, progress: Progress) -> None:
+    """Once a third is done, run the job of one file, and kill the worker in the middle of it; then send it again."""
     await progress.third.wait()
-    while not findings.hit.is_set():
-        pause = 0.001
+    name = str(path.relative_to(LIBRARY))
+    reply: Payload | Exception | None = None
+    while not isinstance(reply, WorkerCrashed):  # a kill that came too late hit no job
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill_under, pool, name)
+            try:
+                reply = await pool.exec(make_job(path), label=name)
+            except (JobError, WorkerCrashed) as error:
+                reply = error
+            nursery.cancel_scope.cancel()
+    findings.sent_again.append(name)
+    progress.say(f"{type(reply).__name__}: {reply}\n{name} is sent again.")
+    try:
+        reply = await pool.exec(make_job(path), label=name)
+    except JobError as error:
+        reply = error
+    findings.take(path, reply)
+    progress.step()
+
+
+async def kill_under(pool: Pool, name: str) -> None:
+    """Kill the worker that runs the job of this name in the middle of it; its replacement comes by itself."""
+    while True:
         for worker in pool.workers:
             job = worker.current
-            if worker.pid is not None and job is not None and trio.current_time() - job.started > 0.005:
-                os.kill(worker.pid, signal.SIGKILL)  # its replacement comes by itself
-                pause = 1.0
-                break
-        with trio.move_on_after(pause):
-            await findings.hit.wait()
+            if worker.pid is None or job is None or job.label != name:
+                continue
+            if trio.current_time() - job.started > 0.02:
+                os.kill(worker.pid, signal.SIGKILL)
+                return
+        await trio.sleep(0.001)
 
 
 async def main(limit: int | None) -> None:
     files = find_files(limit)
+    largest = max(files, key=lambda path: path.stat().st_size)
+    others = [path for path in files if path != largest]
     findings, progress = Findings(), Progress(len(files))
     start = time.monotonic()
     async with open_pool(CONFIG) as pool:
         print(f"{len(files):,} source files of {LIBRARY} go to {len(pool.workers)} workers.", flush=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(kill_a_worker, pool, findings, progress)
-            await examine(pool, files, findings, progress)
-            nursery.cancel_scope.cancel()
+            nursery.start_soon(examine_and_kill, pool, largest, findings, progress)
+            nursery.start_soon(examine, pool, others, findings, progress)
         statistics = pool.statistics()
     elapsed = time.monotonic() - start
 
