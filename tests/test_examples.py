@@ -142,7 +142,9 @@ def test_standard_library() -> None:
     output, errors = run("standard_library.py", "--limit", "250")
     assert re.match(r"250 source files of .+ go to \d+ workers\.", output)
     assert "\n250 of 250 files\n" in output
-    assert re.search(r"WorkerCrashed: worker \d+ \(slot \d+\) was killed by SIGKILL .* while it ran a job", output)
+    assert re.search(
+        r"WorkerCrashed: worker \d+ \(slot \d+\) was killed by SIGKILL .* while it ran the job .+\.py", output
+    )
     again = re.search(r"^(.+\.py) is sent again\.$", output, re.MULTILINE)
     assert again is not None
     found = re.search(r"^([\d,]+) files, ([\d,]+) lines, ([\d,]+) functions, ([\d,]+) classes$", output, re.MULTILINE)
