@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         JobTimeout,
         QueueFull,
         RelayError,
+        RemoteTraceback,
         RestartLimitExceeded,
         SpawnError,
         TrioWorkersInternalError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ._model import STOP_REQUEST, Payload, State, WorkerEvent, WorkerState
     from ._pool import Lease, Pool, open_pool, open_worker
     from ._process import Launch, WorkerProcess
+    from ._python_pool import PythonPool, PythonWorker, open_python_pool
     from ._relay import Line, Relay, StreamRelay
     from ._sockets import SocketFactory
     from ._worker import CurrentJob, Worker
@@ -49,9 +51,12 @@ __all__ = [
     "PipeFactory",
     "Pool",
     "PoolStatistics",
+    "PythonPool",
+    "PythonWorker",
     "QueueFull",
     "Relay",
     "RelayError",
+    "RemoteTraceback",
     "Restart",
     "RestartLimitExceeded",
     "Results",
@@ -69,6 +74,7 @@ __all__ = [
     "WorkerState",
     "WorkersError",
     "open_pool",
+    "open_python_pool",
     "open_worker",
 ]
 
@@ -82,6 +88,7 @@ _MODULES = {
         "JobTimeout",
         "QueueFull",
         "RelayError",
+        "RemoteTraceback",
         "RestartLimitExceeded",
         "SpawnError",
         "TrioWorkersInternalError",
@@ -95,6 +102,7 @@ _MODULES = {
     "_model": ("STOP_REQUEST", "Payload", "State", "WorkerEvent", "WorkerState"),
     "_pool": ("Lease", "Pool", "open_pool", "open_worker"),
     "_process": ("Launch", "WorkerProcess"),
+    "_python_pool": ("PythonPool", "PythonWorker", "open_python_pool"),
     "_relay": ("Line", "Relay", "StreamRelay"),
     "_sockets": ("SocketFactory",),
     "_worker": ("CurrentJob", "Worker"),

@@ -1,8 +1,11 @@
 """Between payloads and frames: what `Pool` puts on top of a core."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ._config import Config
+from ._conversation import Failed
+from ._errors import JobError
 from ._goridge import encode_job
 from ._model import Payload
 
@@ -13,7 +16,16 @@ class Answer(Protocol):
     @property
     def context(self) -> bytes: ...
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes | bytearray: ...
+    @property
+    def buffers(self) -> Sequence[bytes | bytearray]: ...
+
+
+class Codec(Protocol):
+    """What a pool core needs of a codec; how a job's frames come about is the pool's own affair."""
+
+    def encode(self, payload: Payload) -> tuple[bytes | memoryview, ...]: ...
+    def failure(self, outcome: Failed) -> Exception: ...
 
 
 class PayloadCodec:
@@ -32,6 +44,10 @@ class PayloadCodec:
         if len(body) + len(context) > self._limit:
             self._check_frames(len(body), len(context))
         return encode_job(self._protocol, context, body)
+
+    def failure(self, outcome: Failed) -> JobError:
+        """Turn a job error into an exception."""
+        return JobError(outcome.message)
 
     def _check_frames(self, body: int, context: int) -> None:
         # In goridge-3 both are one frame, in the older dialects one each.

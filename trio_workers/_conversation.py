@@ -1,7 +1,7 @@
 """The pool's side of a conversation with one worker, without I/O.
 
 Theory. A connection is always in one of five states, and what a frame *is* depends on the state it comes in: the
-dialects have no message types of their own beyond control, error and payload. `_TABLE` is the whole of it: for each
+dialects have no message types of their own beyond control, error and payload. `TABLE` is the whole of it: for each
 state, which events may come and where they lead. What the pool says (`begin_job`) moves along the same table. An event
 that the table does not list is a `FrameError`, whoever is to blame, and there is no way on from there: a connection
 that has been refused once is never used again.
@@ -21,7 +21,8 @@ import enum
 import json
 import os
 from collections import deque
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
 from ._goridge import (
     BARE_3,
@@ -52,28 +53,40 @@ class Shaken(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """A whole reply, or the last part of a streamed one (`streamed`)."""
+    """A whole reply, or the last part of a streamed one (`streamed`). `buffers`: of our own Python child's only."""
 
     context: bytes
-    body: bytes
+    body: bytes | bytearray
     streamed: bool = False
+    buffers: Sequence[bytes | bytearray] = ()
 
 
 class Part(NamedTuple):
     """A part of a streamed reply; more follow."""
 
     context: bytes
-    body: bytes
+    body: bytes | bytearray
+    buffers: Sequence[bytes | bytearray] = ()
 
 
 class Failed(NamedTuple):
-    """A job error: the worker is fine."""
+    """A job error: the worker is fine. `exception`: the error itself, pickled, from our own Python child."""
 
     message: bytes
+    exception: bytes | bytearray = b""
 
 
 class StopAsked(NamedTuple):
     """The worker did not run the job and asks to be replaced."""
+
+
+class Refused(FrameError):
+    """Our own Python child could not become ready: `message` says why, `exception` is the error itself, pickled."""
+
+    def __init__(self, message: bytes, exception: bytes | bytearray = b"") -> None:
+        super().__init__("it could not become ready", b"")
+        self.message = message
+        self.exception = exception
 
 
 Event = Shaken | Replied | Part | Failed | StopAsked
@@ -89,7 +102,7 @@ class Stage(enum.Enum):
     STREAMING = "in the middle of a streamed reply"
 
 
-_TABLE: Final[dict[Stage, dict[type[Event] | str, Stage]]] = {
+TABLE: Final[dict[Stage, dict[type[Event] | str, Stage]]] = {
     Stage.SHAKING: {Shaken: Stage.IDLE},
     Stage.IDLE: {"job": Stage.WAITING},
     Stage.WAITING: {
@@ -133,7 +146,7 @@ class _Row:
 
 def _rows(legal: dict[Stage, frozenset[int]]) -> _Row:
     rows = {stage: _Row(stage, legal[stage]) for stage in Stage}
-    for stage, moves in _TABLE.items():
+    for stage, moves in TABLE.items():
         rows[stage].moves.update({what: rows[then] for what, then in moves.items()})
     return rows[Stage.SHAKING]
 
@@ -152,6 +165,26 @@ memory."""
 
 STOP_STREAM: Final = frame_3(0, b"", STREAM_STOP)
 PONG_FRAME: Final = frame_3(0, b"", PONG)
+
+
+class Talk(Protocol):
+    """What a `Line` needs of a conversation, in whatever dialect."""
+
+    answers: deque[bytes]
+
+    @property
+    def stage(self) -> Stage: ...
+    @property
+    def leftover(self) -> bytes: ...
+    @property
+    def pending(self) -> bool: ...
+    def handshake(self) -> Sequence[bytes | memoryview]: ...
+    def stop(self) -> bytes: ...
+    def stop_stream(self) -> bytes: ...
+    def begin_job(self, frames: Sequence[bytes | memoryview]) -> None: ...
+    def receive(self, data: bytes) -> None: ...
+    def next_event(self) -> Event | None: ...
+    def drop(self) -> None: ...
 
 
 class Conversation:
@@ -180,15 +213,19 @@ class Conversation:
         """Where it is."""
         return self._row.stage
 
-    def handshake(self) -> bytes:
+    def handshake(self) -> Sequence[bytes]:
         """Return the frame that opens the conversation: the pool's own pid."""
-        return encode_control(self.protocol, b'{"pid":%d}' % os.getpid())
+        return (encode_control(self.protocol, b'{"pid":%d}' % os.getpid()),)
 
     def stop(self) -> bytes:
         """Return the frame that ends a worker softly."""
         return encode_control(self.protocol, STOP)
 
-    def begin_job(self) -> None:
+    def stop_stream(self) -> bytes:
+        """Return the frame that asks the worker to end its streamed reply."""
+        return STOP_STREAM
+
+    def begin_job(self, frames: Sequence[bytes | memoryview] = ()) -> None:
         """Note that a job is on its way to the worker."""
         self._move("job")
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 import attrs
 import trio
 
-from ._codec import PayloadCodec, check_label, decode
+from ._codec import Codec, check_label, decode
 from ._config import Config
 from ._errors import (
     AllocateTimeout,
@@ -126,7 +126,7 @@ class PoolCore:
 
     supervision: Supervision
 
-    def __init__(self, config: Config, codec: PayloadCodec, nursery: trio.Nursery, observer: Observer | None) -> None:
+    def __init__(self, config: Config, codec: Codec, nursery: trio.Nursery, observer: Observer | None) -> None:
         self.config = config
         self.roster = Roster(
             config.num_workers,
@@ -141,6 +141,7 @@ class PoolCore:
             self._carry_out,
             self._start_task,
             self._explain,
+            codec.failure,
             allocate_timeout=config.allocate_timeout,
             destroy_timeout=config.destroy_timeout,
         )
@@ -169,7 +170,7 @@ class PoolCore:
         """Start the workers, side by side, and wait until all are ready. Raise the first `SpawnError`."""
         spawner = await self.config.factory.open(self._nursery)
         self._spawner = spawner
-        self.supervision = Supervision(self.config, self.roster, self._carry_out, spawner)
+        self.supervision = Supervision(self.config, self.roster, self._carry_out, spawner, self.codec.failure)
         self._nursery.start_soon(self._keep_house)
         self._carry_out(self.roster.open())
         await self._opened.wait()
@@ -484,7 +485,7 @@ def as_spawn_error(error: WorkerError) -> SpawnError:
 
 
 @asynccontextmanager
-async def open_core(config: Config, codec: PayloadCodec, observer: Observer | None) -> AsyncGenerator[PoolCore]:
+async def open_core(config: Config, codec: Codec, observer: Observer | None) -> AsyncGenerator[PoolCore]:
     """Open a pool core, and end it with the block."""
     failure: BaseException | None = None
     core: PoolCore | None = None

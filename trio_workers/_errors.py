@@ -115,6 +115,19 @@ class RestartLimitExceeded(WorkersError):
     """
 
 
+class RemoteTraceback(WorkersError):
+    """The `__cause__` of an exception that comes from a job: its text is the traceback in the worker.
+
+    What the exception was raised from there is the cause of this one.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 class TrioWorkersInternalError(WorkersError):
     """A bug in trio_workers. Please report it, with its causes."""
 

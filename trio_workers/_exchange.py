@@ -77,6 +77,7 @@ class Exchange:
         carry_out: Callable[[Actions], None],
         background: Callable[..., None],
         explain: Callable[[Job], Exception],
+        failure: Callable[[Failed], Exception],
         *,
         allocate_timeout: float,
         destroy_timeout: float,
@@ -85,6 +86,7 @@ class Exchange:
         self._carry_out = carry_out
         self._background = background
         self._explain = explain
+        self.failure = failure
         self._allocate_timeout = allocate_timeout
         self._destroy_timeout = destroy_timeout
         self._bells: list[Bell] = []
@@ -108,7 +110,7 @@ class Exchange:
             return outcome
         self.count("failed")
         if type(outcome) is Failed:
-            raise JobError(outcome.message)
+            raise self.failure(outcome)
         self.leave(job)
         raise JobError(b"the worker streams its reply; take it with stream() instead of exec()")
 
@@ -437,7 +439,7 @@ class Parts(Generic[T]):
             return self._decode(outcome)
         self._end("failed" if type(outcome) is Failed else "replied")
         if type(outcome) is Failed:
-            raise JobError(outcome.message)
+            raise self._exchange.failure(outcome)
         assert type(outcome) is Replied
         if outcome.streamed and not outcome.body and not outcome.context:
             raise StopAsyncIteration  # a mere end

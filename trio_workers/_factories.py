@@ -41,6 +41,10 @@ class Spawner(ABC):
         There is no deadline here: the caller cancels at `boot_timeout` or when the process has ended.
         """
 
+    def advice(self, error: Exception | None) -> str | None:
+        """Say what to do about a worker that ended before it was ready; None for what the pool says by itself."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let go of everything, when all processes are reaped. Never waits; a second call is harmless."""

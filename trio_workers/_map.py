@@ -2,7 +2,16 @@
 
 import inspect
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
@@ -11,13 +20,14 @@ import trio
 from ._errors import first_of, more_urgent
 
 T = TypeVar("T")
+Source = Iterator[Any] | AsyncIterator[Any]
 
 
 class Results(Generic[T]):
     """The results of a map: an async iterator, inside its `async with`. Several tasks may take from it."""
 
-    _run: Callable[[Any], Awaitable[T]]
-    _source: Iterator[Any] | AsyncIterator[Any]
+    _run: Callable[..., Awaitable[T]]
+    _sources: Sequence[Source]
     _ordered: bool
     _return_exceptions: bool
     _room: trio.Semaphore
@@ -37,8 +47,8 @@ class Results(Generic[T]):
     @classmethod
     def _create(
         cls,
-        run: Callable[[Any], Awaitable[T]],
-        source: Iterator[Any] | AsyncIterator[Any],
+        run: Callable[..., Awaitable[T]],
+        sources: Sequence[Source],
         *,
         ordered: bool,
         window: int,
@@ -46,7 +56,7 @@ class Results(Generic[T]):
     ) -> "Results[T]":
         self: Results[T] = object.__new__(cls)
         self._run = run
-        self._source = source
+        self._sources = sources
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._room = trio.Semaphore(window)
@@ -127,7 +137,7 @@ class Results(Generic[T]):
             result: T | None = None
             failure: Exception | None = None
             try:
-                result = await self._run(item)
+                result = await self._run(*item)
             except Exception as error:
                 failure = error
             del item
@@ -142,46 +152,50 @@ class Results(Generic[T]):
             self._news.unpark_all()
 
     @trio.lowlevel.disable_ki_protection
-    async def _take(self) -> Any:
-        if isinstance(self._source, AsyncIterator):
-            return await anext(self._source)
-        try:
-            return next(self._source)
-        except StopIteration:
-            raise StopAsyncIteration from None  # a coroutine can't raise the other one
+    async def _take(self) -> list[Any]:
+        """Take an item of each source; the first that ends is the end."""
+        item: list[Any] = []
+        for source in self._sources:
+            if isinstance(source, AsyncIterator):
+                item.append(await anext(source))
+                continue
+            try:
+                item.append(next(source))
+            except StopIteration:
+                raise StopAsyncIteration from None  # a coroutine can't raise the other one
+        return item
 
 
 def open_map(
-    run: Callable[[Any], Awaitable[T]],
-    source: object,
-    *,
+    run: Callable[..., Awaitable[T]],
+    *sources: object,
     ordered: bool,
     window: object,
     width: int,
     return_exceptions: bool,
 ) -> AbstractAsyncContextManager[Results[T]]:
-    """Run `run(item)` for each item of the source: `width` side by side, `window` taken and not delivered."""
+    """Run `run(*items)` for an item of each source: `width` side by side, `window` taken and not delivered."""
     if not isinstance(window, int) or isinstance(window, bool):
         raise TypeError(f"window must be an int or None, not {type(window).__name__}")
     if window < 1:
         raise ValueError(f"window must be at least 1, not {window}")
-    iterator: Iterator[Any] | AsyncIterator[Any]
-    if isinstance(source, AsyncIterable):
-        iterator = aiter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    elif isinstance(source, Iterable):
-        iterator = iter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    else:
-        raise TypeError(f"map takes an iterable or an async iterable, not {type(source).__name__}")
+    iterators = [_iterate(source) for source in sources]
     results = Results[T]._create(  # pyright: ignore[reportPrivateUsage]
-        run, iterator, ordered=ordered, window=window, return_exceptions=return_exceptions
+        run, iterators, ordered=ordered, window=window, return_exceptions=return_exceptions
     )
-    return _block(results, min(width, window), iterator)
+    return _block(results, min(width, window), iterators)
+
+
+def _iterate(source: object) -> Source:
+    if isinstance(source, AsyncIterable):
+        return aiter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(source, Iterable):
+        return iter(source)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    raise TypeError(f"map takes an iterable or an async iterable, not {type(source).__name__}")
 
 
 @asynccontextmanager
-async def _block(
-    results: Results[T], tasks: int, source: Iterator[Any] | AsyncIterator[Any]
-) -> AsyncGenerator[Results[T]]:
+async def _block(results: Results[T], tasks: int, sources: Sequence[Source]) -> AsyncGenerator[Results[T]]:
     """As in `open_core`, nothing of the user's enters the nursery, so nothing of it leaves in a group."""
     failure: BaseException | None = None
     try:
@@ -202,9 +216,10 @@ async def _block(
             failure = group.exceptions[0]
     finally:
         results._close()  # pyright: ignore[reportPrivateUsage]
-        if inspect.isasyncgen(source):
-            await source.aclose()
-        elif inspect.isgenerator(source):
-            source.close()
+        for source in sources:
+            if inspect.isasyncgen(source):
+                await source.aclose()
+            elif inspect.isgenerator(source):
+                source.close()
     if failure is not None:
         raise failure

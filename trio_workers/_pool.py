@@ -1,10 +1,10 @@
 """Pools of command workers, as users see them: `open_pool` and `open_worker`, on a core (`_core.py`) and a codec."""
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Literal, overload
+from typing import Generic, Literal, TypeVar, overload
 
 import attrs
 import trio
@@ -18,6 +18,8 @@ from ._map import Results, open_map
 from ._model import Payload
 from ._roster import Job
 from ._worker import Worker
+
+W = TypeVar("W")
 
 
 class Pool:
@@ -149,36 +151,38 @@ class Pool:
         job.patient = True
         return decode(await core.exchange.run(job))
 
-    def lease(self, *, label: str | None = None) -> "Lease":
+    def lease(self, *, label: str | None = None) -> "Lease[Worker]":
         """Have one worker to yourself: `async with pool.lease() as worker: await worker.exec(...)`.
 
         Queued as one job, with the errors of one. `Config.max_executions` is looked at when the lease ends. A worker
         that asks to be replaced inside is a `WorkerError` with phase "retiring". Cancelling inside kills the worker if
         a job runs on it.
         """
-        return Lease._create(self._core, Job((), check_label(label), lease=True))  # pyright: ignore[reportPrivateUsage]
+        return Lease[Worker]._create(self._core, label, lambda _, worker: worker)  # pyright: ignore[reportPrivateUsage]
 
 
-class Lease:
+class Lease(Generic[W]):
     """One worker to oneself, for the time of an `async with`."""
 
     _core: PoolCore
     _job: Job
+    _show: Callable[[PoolCore, Worker], W]
     _entered: bool
 
     def __init__(self) -> None:
-        raise TypeError("Lease has no public constructor; use Pool.lease")
+        raise TypeError("Lease has no public constructor; it comes from lease()")
 
     @classmethod
-    def _create(cls, core: PoolCore, job: Job) -> "Lease":
-        self = object.__new__(cls)
+    def _create(cls, core: PoolCore, label: object, show: Callable[[PoolCore, Worker], W]) -> "Lease[W]":
+        self: Lease[W] = object.__new__(cls)
         self._core = core
-        self._job = job
+        self._job = Job((), check_label(label), lease=True)
+        self._show = show
         self._entered = False
         return self
 
     @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> Worker:
+    async def __aenter__(self) -> W:
         exchange, job = self._core.exchange, self._job
         if self._entered:
             raise RuntimeError("a lease can be entered only once; call lease() again for another")
@@ -189,7 +193,7 @@ class Lease:
         exchange.hang_up(job)
         job.bound = True  # entered: from now on the worker's end is the holder's affair
         assert job.seat is not None
-        return job.seat.worker
+        return self._show(self._core, job.seat.worker)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -211,7 +215,8 @@ def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAs
     frame, `Config.destroy_timeout` and SIGKILL. Left by an exception or a cancel: the workers are killed at once. An
     exception leaves as it is. `RestartLimitExceeded` leaves the block when the pool gives up (`Restart.give_up_after`).
     """
-    _check(config, observer)
+    check_observer(observer)
+    _check(config)
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[Pool]:
@@ -227,7 +232,8 @@ def open_worker(config: Config, *, observer: Observer | None = None) -> Abstract
     It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers` is not looked at.
     Otherwise like `open_pool`.
     """
-    _check(config, observer)
+    check_observer(observer)
+    _check(config)
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[Worker]:
@@ -247,9 +253,13 @@ def open_worker(config: Config, *, observer: Observer | None = None) -> Abstract
     return Block(block(), "open_worker")
 
 
-def _check(config: object, observer: object) -> None:
+def _check(config: object) -> None:
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config, not {type(config).__name__}")
+
+
+def check_observer(observer: object) -> None:
+    """Raise an error where this can't be called in the middle of a change."""
     if observer is not None and not callable(observer):
         raise TypeError(f"observer must be callable, not {type(observer).__name__}")
     if inspect.iscoroutinefunction(observer):

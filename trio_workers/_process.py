@@ -348,10 +348,13 @@ class OsProcess(WorkerProcess):
 
 
 @trio.lowlevel.enable_ki_protection
-async def spawn_process(launch: Launch, *, stdin: int, stdout: int | None, limiter: trio.CapacityLimiter) -> OsProcess:
+async def spawn_process(
+    launch: Launch, *, stdin: int, stdout: int | None, limiter: trio.CapacityLimiter, inherited: tuple[int, ...] = ()
+) -> OsProcess:
     """Start a process in a thread, with a token of `limiter`; trio's default one may be taken by busy threads for long.
 
-    `stdin` and `stdout` stay the caller's to close; without a `stdout` the worker's goes where its stderr does. Raise
+    `stdin`, `stdout` and what is `inherited` beside them, under the same numbers, stay the caller's to close; without a
+    `stdout` the worker's goes where its stderr does. Raise
     `OSError` where the system refuses, `ValueError` for an argument with a NUL in it. Can be cancelled while it waits
     for its turn, and not once begun; whatever happens, no process and no descriptor is left that nobody owns.
     """
@@ -366,7 +369,7 @@ async def spawn_process(launch: Launch, *, stdin: int, stdout: int | None, limit
             life_line = platform.life_line()
             owned.callback(life_line.close)
             pid, watch = await trio.to_thread.run_sync(
-                _spawn, launch, stdin, stdout, stderr_write, life_line, platform, limiter=limiter
+                _spawn, launch, stdin, stdout, stderr_write, inherited, life_line, platform, limiter=limiter
             )
         process = OsProcess(launch, pid, watch, life_line, stderr_read)
         owned.pop_all()
@@ -374,7 +377,13 @@ async def spawn_process(launch: Launch, *, stdin: int, stdout: int | None, limit
 
 
 def _spawn(
-    launch: Launch, stdin: int, stdout: int | None, stderr: int, life_line: LifeLine, platform: Platform
+    launch: Launch,
+    stdin: int,
+    stdout: int | None,
+    stderr: int,
+    inherited: tuple[int, ...],
+    life_line: LifeLine,
+    platform: Platform,
 ) -> tuple[int, ExitWatch]:
     """Run in a thread: spawn, watch, tie to the life line, or leave nothing."""
     popen = subprocess.Popen(
@@ -385,7 +394,7 @@ def _spawn(
         env=launch.env,
         cwd=launch.cwd,
         process_group=0,
-        pass_fds=(life_line.worker_fd,),
+        pass_fds=(life_line.worker_fd, *inherited),
     )
     # A Popen takes the exit status whenever it can, even as garbage, and would do that before the group is killed. This
     # one believes that it has been waited for: from here on only `watch` knows the process.

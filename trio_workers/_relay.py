@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from . import _platform
-from ._conversation import STOP_STREAM, Conversation, Event, Shaken, Stage
+from ._conversation import Event, Shaken, Stage, Talk
 from ._goridge import FrameError, printable
 
 READ_SIZE: Final = 64 * 1024
@@ -131,6 +131,18 @@ class FdRelay(Relay):
         except ConnectionResetError:
             self._reset = True  # on a Unix socket: the peer died with bytes unread
             return b""
+
+    def read_into(self, space: memoryview) -> int | None:
+        """Read straight into memory; return how many bytes came, None where there is nothing, 0 at the end."""
+        if self._read_fd < 0:
+            return 0
+        try:
+            return os.readv(self._read_fd, [space])
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            self._reset = True
+            return 0
 
     def has_input(self) -> bool:
         return bool(self._poll.poll(0))
@@ -285,9 +297,9 @@ class Line:
 
     __slots__ = ("_answered", "_begun", "_owed", "_unsent", "conversation", "events", "fault", "peer", "relay")
 
-    def __init__(self, relay: Relay, conversation: Conversation) -> None:
+    def __init__(self, relay: Relay, conversation: Talk) -> None:
         self.relay: Relay = relay
-        self.conversation: Conversation = conversation
+        self.conversation: Talk = conversation
         self.peer: int | None = None
         """The pid that the worker's handshake claimed."""
         self.events: deque[Event] = deque()
@@ -319,7 +331,7 @@ class Line:
             return "the relay is closed"
         if relay.has_input():
             return self._stale()
-        self.conversation.begin_job()
+        self.conversation.begin_job(frames)
         if self._owed:
             self._unsent.extend(self._owed)
             self._owed.clear()
@@ -389,7 +401,7 @@ class Line:
     def stop_stream(self) -> None:
         """Ask the worker to end the streamed reply it is in the middle of."""
         if self.conversation.stage is Stage.STREAMING:
-            self._say(STOP_STREAM)
+            self._say(self.conversation.stop_stream())
 
     def stop_worker(self) -> None:
         """Ask the worker to end."""
@@ -453,7 +465,7 @@ class Line:
 
     async def shake_hands(self) -> None:
         """Exchange the handshakes, and set `peer`; no deadline here. Raise `FrameError` or `LineEnded` on failure."""
-        self._unsent.append(self.conversation.handshake())
+        self._unsent.extend(self.conversation.handshake())
         await self.flush()
         event = None
         while event is None:

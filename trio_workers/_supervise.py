@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import trio
 
 from ._config import Argument, Config, available_cores, check_argv, check_env
-from ._conversation import Failed, Replied, StopAsked
+from ._conversation import Failed, Refused, Replied, StopAsked
 from ._errors import SpawnError, how_it_ended
 from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
@@ -39,11 +39,19 @@ _log = logging.getLogger("trio_workers.supervision")
 class Supervision:
     """Lives the workers' lives for a pool."""
 
-    def __init__(self, config: Config, roster: Roster, carry_out: Callable[[Actions], None], spawner: Spawner) -> None:
+    def __init__(
+        self,
+        config: Config,
+        roster: Roster,
+        carry_out: Callable[[Actions], None],
+        spawner: Spawner,
+        failure: Callable[[Failed], Exception],
+    ) -> None:
         self._config = config
         self._roster = roster
         self._carry_out = carry_out
         self._spawner = spawner
+        self._failure = failure
         # Booting is mostly CPU time: more side by side than this only makes each one late.
         self._places = trio.Semaphore(2 * available_cores())
 
@@ -176,7 +184,7 @@ class Supervision:
             self._places.release()
         if error is not None:
             seat.fault = error
-            if isinstance(error, LineEnded):
+            if isinstance(error, LineEnded | Refused):
                 worker.kill_after(GRACE)
             else:
                 worker.kill_now()
@@ -219,6 +227,8 @@ class Supervision:
         ending = Ending(process.peek(), process.stderr_tail)
         if not seat.announced:
             error = seat.fault if isinstance(seat.fault, Exception) else None
+            if line is not None and isinstance(line.fault, Refused):
+                error = line.fault  # said in its last moment
             seat.fault = worker.failure = self._spawn_error(seat, launch, error, ending)
         elif worker.killed or not seat.planned:
             worker.failure = describe_end(seat, ending)
@@ -264,6 +274,8 @@ class Supervision:
                 how = f"was killed before it was ready ({(seat.reason if seat.planned else _why(error)) or 'closing'})"
             else:
                 how = f"{how_it_ended(ending.returncode)} before it was ready"
+        if isinstance(error, Refused):
+            return self._refusal(seat, how, error, ending)
         parts = [f"worker {'' if process is None else f'{process.pid} '}(slot {seat.slot}) {how}"]
         if launch is not None:
             parts.append(f"command: {_shown(launch.argv)}{_found(launch, process is None)}")
@@ -273,10 +285,23 @@ class Supervision:
         if said:
             parts.append(f"first bytes on its stdout, where the handshake belongs: {said}")
         if not seat.planned and launch is not None:
-            parts.append(_advice(error, process is not None, bool(said), config.protocol))
+            advice = self._spawner.advice(error) if process is not None else None
+            parts.append(advice or _advice(error, process is not None, bool(said), config.protocol))
         spawn_error = SpawnError("; ".join(parts), pid=worker.pid, slot=seat.slot, returncode=ending.returncode,
                                  stderr=ending.stderr, phase=phase, started=False)  # fmt: skip
         spawn_error.__cause__ = error if process is None else None
+        return spawn_error
+
+    def _refusal(self, seat: Seat, how: str, error: Refused, ending: Ending) -> SpawnError:
+        """Say what a Python child said of its own failure to become ready."""
+        cause = self._failure(Failed(error.message, error.exception))
+        where = "its initializer"
+        spawn_error = SpawnError(
+            f"worker {seat.worker.pid} (slot {seat.slot}) {how}: {where} raised {type(cause).__name__}: {cause}",
+            pid=seat.worker.pid, slot=seat.slot, returncode=ending.returncode, stderr=ending.stderr,
+            phase="handshake", started=False,
+        )  # fmt: skip
+        spawn_error.__cause__ = cause
         return spawn_error
 
 

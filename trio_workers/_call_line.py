@@ -1,0 +1,165 @@
+"""The pool's side of a conversation with its own Python child, and the line that reads large answers in place.
+
+The stages and what may come in each are those of every conversation (`TABLE`); what differs is the messages
+(`_calls.py`), and that an answer must carry the id of the job it answers.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from ._calls import (
+    END,
+    ERROR,
+    FROM_CHILD,
+    HELLO,
+    PART,
+    READY,
+    REFUSED,
+    RESULT,
+    STOP,
+    STOP_STREAM,
+    Decoder,
+    Message,
+    encode,
+)
+from ._conversation import TABLE, Event, Failed, Part, Refused, Replied, Shaken, Stage
+from ._goridge import FrameError
+from ._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, Line, LineEnded
+
+_ID: Final = slice(8, 12)
+"""Where a message has its id."""
+
+
+class CallConversation:
+    """One connection to a Python child: give it the bytes that came, take the events they make."""
+
+    def __init__(self, hello: bytes, max_frame_size: int) -> None:
+        self.answers: deque[bytes] = deque()
+        self.stage = Stage.SHAKING
+        self._hello = hello
+        self._decoder = Decoder(FROM_CHILD, max_frame_size)
+        self._id = 0
+
+    def __repr__(self) -> str:
+        return f"<CallConversation: {self.stage.value}>"
+
+    def handshake(self) -> Sequence[bytes | memoryview]:
+        """Return the message that opens the conversation: all that the child must know."""
+        return encode(HELLO, body=self._hello)
+
+    def stop(self) -> bytes:
+        """Return the message that ends a worker softly."""
+        return _whole(STOP, 0)
+
+    def stop_stream(self) -> bytes:
+        """Return the message that asks the child to end the stream it is in."""
+        return _whole(STOP_STREAM, self._id)
+
+    def begin_job(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Note that a job is on its way to the child."""
+        self._id = int.from_bytes(frames[0][_ID], "little")
+        self._move("job")
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the child."""
+        self._decoder.receive(data)
+
+    @property
+    def space(self) -> memoryview | None:
+        """Where the next bytes can be read into, None where they must be `receive`d."""
+        return self._decoder.space
+
+    def filled(self, count: int) -> None:
+        """Note that this many bytes were read into `space`."""
+        self._decoder.filled(count)
+
+    @property
+    def leftover(self) -> bytes:
+        """What has arrived and belongs to no event yet."""
+        return self._decoder.leftover
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have arrived that belong to no event yet."""
+        return self._decoder.pending
+
+    def drop(self) -> None:
+        """Drop what has arrived and belongs to no event."""
+        self._decoder.drop()
+
+    def next_event(self) -> Event | None:
+        """Return the next event, None where bytes are missing, or raise `FrameError`; `Refused` instead of `Shaken`."""
+        message = self._decoder.next_message()
+        if message is None:
+            return None
+        event = _interpret(message)
+        if message.id != self._id:
+            raise FrameError(f"it answered job {message.id}, but it was given job {self._id}", b"")
+        self._move(type(event))
+        return event
+
+    def _move(self, what: type[Event] | str) -> None:
+        stage = TABLE[self.stage].get(what)
+        if stage is None:
+            name = what if isinstance(what, str) else what.__name__
+            raise FrameError(f"{name} can't come while {self.stage.value}", self.leftover)
+        self.stage = stage
+
+
+def _whole(kind: int, id_: int) -> bytes:
+    return b"".join(encode(kind, id_))
+
+
+def _interpret(message: Message) -> Event:
+    kind, body = message.kind, message.body
+    if kind == RESULT:
+        return Replied(b"", body, False, message.buffers)
+    if kind == PART:
+        return Part(b"", body, message.buffers)
+    if kind == END:
+        return Replied(b"", b"", True)
+    if kind == ERROR:
+        return Failed(bytes(body[: message.split]), body[message.split :])
+    if kind == REFUSED:
+        raise Refused(bytes(body[: message.split]), body[message.split :])
+    assert kind == READY
+    return Shaken(int.from_bytes(body, "little"))
+
+
+class CallLine(Line):
+    """A line to a Python child."""
+
+    __slots__ = ("_calls", "_fds")
+
+    def __init__(self, relay: FdRelay, conversation: CallConversation) -> None:
+        super().__init__(relay, conversation)
+        self._fds = relay
+        self._calls = conversation
+
+    def read(self) -> Event | None:
+        """See `Line.read`: large bodies and buffers are read straight into memory of their own."""
+        if self._owed:
+            self._pay()
+        relay, calls = self._fds, self._calls
+        for _ in range(READS_IN_A_ROW):
+            space = calls.space
+            if space is None:
+                data = relay.read_now(READ_SIZE)
+                if data is None:
+                    return None
+                if not data:
+                    raise LineEnded
+                calls.receive(data)
+            else:
+                count = relay.read_into(space)
+                if count is None:
+                    return None
+                if not count:
+                    raise LineEnded
+                calls.filled(count)
+            self._answered = True
+            event = self._next_event()
+            if event is not None:
+                return event
+        return None

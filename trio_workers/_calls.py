@@ -1,0 +1,233 @@
+"""Messages between a pool and its own Python child, without I/O.
+
+Both sides use this module, so it imports nothing but `struct` and `_goridge`. Command workers speak goridge, which
+any language can; this dialect is private to us and has what goridge lacks: an id on every message, sizes of 64 bits, and
+buffers that travel beside a pickle instead of inside it (pickle protocol 5, out of band), each read straight into
+memory of its own.
+
+A message is a header, a table of buffer sizes, a body, and the buffers:
+
+    magic  u32   always the same; what a job writes here by mistake is no message
+    kind   u8    one of the constants below
+    -      3     zero
+    id     u32   of the job; an answer carries that of its call, so no answer can reach another job
+    split  u32   where the body's first part ends, where it has two
+    count  u32   how many buffers follow
+    size   u64   of the body
+    table        a u64 for each buffer: twice its size, and 1 more where it was read-only (bytes)
+
+All numbers are little-endian.
+"""
+
+from collections import deque
+from struct import Struct
+
+from ._goridge import FrameError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final, TypeAlias
+
+    Buffer: TypeAlias = bytes | bytearray
+
+MAGIC: "Final" = 0x9D77_0A54  # b"T\nw\x9d": no text in UTF-8 has these bytes
+
+# From the pool.
+HELLO: "Final" = 1
+CALL: "Final" = 2
+STREAM: "Final" = 3
+STOP_STREAM: "Final" = 4
+STOP: "Final" = 5
+# From the child.
+READY: "Final" = 16
+RESULT: "Final" = 17
+PART: "Final" = 18
+END: "Final" = 19
+ERROR: "Final" = 20
+REFUSED: "Final" = 21
+
+FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP))
+FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED))
+
+JOINED: "Final" = 32 * 1024
+"""Up to this many bytes a body is copied behind its header and written at once; a larger one is not copied."""
+
+OUT_OF_BAND: "Final" = 32 * 1024
+"""From this many bytes on a buffer travels beside the pickle: below, copying it costs less than a system call more."""
+
+MOST_BUFFERS: "Final" = 1 << 16
+"""As many buffers travel beside one pickle; the rest goes inside it."""
+
+_HEADER = Struct("<IBxxxIIIQ")
+_SIZE: "Final" = _HEADER.size
+
+
+class Message:
+    """One message: `body` has two parts where `split` is not 0; `buffers` are what the pickle in it refers to."""
+
+    __slots__ = ("body", "buffers", "id", "kind", "split")
+
+    def __init__(self, kind: int, id_: int, split: int, body: "Buffer", buffers: "Sequence[Buffer]" = ()) -> None:
+        self.kind = kind
+        self.id = id_
+        self.split = split
+        self.body = body
+        self.buffers = buffers
+
+    def __repr__(self) -> str:
+        return f"Message(kind={self.kind}, id={self.id}, {len(self.body)} bytes, {len(self.buffers)} buffers)"
+
+
+def encode(
+    kind: int, id_: int = 0, body: bytes = b"", buffers: "Sequence[memoryview]" = (), split: int = 0
+) -> "tuple[bytes | memoryview, ...]":
+    """Encode a message, as pieces to be written one after the other; buffers are flat and are not copied."""
+    head = _HEADER.pack(MAGIC, kind, id_, split, len(buffers), len(body))
+    if not buffers:
+        return (head + body,) if len(body) <= JOINED else (head, memoryview(body))
+    table = b"".join([(2 * view.nbytes + view.readonly).to_bytes(8, "little") for view in buffers])
+    return head + table + body, *buffers
+
+
+class Decoder:
+    """Bytes in, messages out, for one direction of one connection.
+
+    `receive` takes what was read. In the middle of something large, `space` is where the next bytes belong: read
+    straight into it, and say how many there were with `filled`. Memory grows with what arrives: a fresh bytearray of
+    any size costs nothing before it is written to.
+    """
+
+    __slots__ = ("_at", "_bounds", "_error", "_held", "_legal", "_limit", "_message", "_ready", "_target", "_targets")
+
+    def __init__(self, legal: "frozenset[int]", limit: int) -> None:
+        self._legal = legal
+        self._limit = limit
+        self._ready: deque[Message] = deque()
+        self._held: bytes = b""
+        self._message: Message | None = None
+        self._bounds: list[int] = []
+        self._targets: list[bytearray] = []
+        self._target: bytearray | None = None
+        self._at = 0
+        self._error: FrameError | None = None
+
+    def next_message(self) -> Message | None:
+        """Return the next whole message, None where bytes are missing, or raise `FrameError`."""
+        if self._ready:
+            return self._ready.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have arrived that are no part of a message taken yet."""
+        return bool(self._ready or self._held or self._message is not None)
+
+    @property
+    def leftover(self) -> bytes:
+        """The first of what has arrived and is no message."""
+        return self._held
+
+    def drop(self) -> None:
+        """Drop what has arrived and is no part of a message taken yet."""
+        self._ready.clear()
+        self._held = b""
+        self._message = self._target = None
+        self._targets = []
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the wire."""
+        if not self._held and self._target is None and len(data) >= _SIZE:
+            # The usual case: one whole small message and nothing else.
+            magic, kind, id_, split, count, size = _HEADER.unpack_from(data)
+            if (
+                magic == MAGIC
+                and kind in self._legal
+                and not count
+                and split <= size == len(data) - _SIZE <= self._limit
+                and self._error is None
+            ):
+                self._ready.append(Message(kind, id_, split, data[_SIZE:]))
+                return
+        view = memoryview(data)
+        while view and self._error is None:
+            space = self.space
+            if space is not None:
+                count = min(len(space), len(view))
+                space[:count] = view[:count]
+                view = view[count:]
+                self.filled(count)
+            else:
+                view = self._parse_head(view)
+        if view:
+            self._held += view
+
+    @property
+    def space(self) -> memoryview | None:
+        """Where the next bytes belong, None where that is not known before they have been looked at."""
+        return None if self._target is None else memoryview(self._target)[self._at :]
+
+    def filled(self, count: int) -> None:
+        """Note that this many bytes were read into `space`."""
+        self._at += count
+        if self._target is not None and self._at == len(self._target):
+            self._next_target()
+
+    def _parse_head(self, view: memoryview) -> memoryview:
+        """Take a header and its table from the front, as far as they are there; return the rest."""
+        held = self._held + view
+        if len(held) < _SIZE:
+            if held[:4] != MAGIC.to_bytes(4, "little")[: len(held)]:
+                self._refuse(held, "these bytes begin no message")
+            self._held = held
+            return view[:0]
+        magic, kind, id_, split, count, size = _HEADER.unpack_from(held)
+        end = _SIZE + 8 * count
+        if magic != MAGIC or kind not in self._legal:
+            self._refuse(held, "these bytes begin no message")
+        elif split > size or count > MOST_BUFFERS:
+            self._refuse(held, "the numbers of the header don't fit together")
+        elif len(held) >= end:
+            table = [int.from_bytes(held[at : at + 8], "little") for at in range(_SIZE, end, 8)]
+            total = size + sum(number // 2 for number in table)
+            if total > self._limit:
+                self._refuse(held, f"a message of {total:,} bytes is larger than max_frame_size ({self._limit:,})")
+            else:
+                self._message = Message(kind, id_, split, b"")
+                self._bounds = [2 * size, *table]
+                used = end - len(self._held)
+                self._held = b""
+                self._targets = []
+                self._next_target()
+                return view[used:]
+        self._held = held
+        return view[:0]
+
+    def _next_target(self) -> None:
+        """Go on to the next of the body and the buffers that has any bytes; past the last, the message is whole."""
+        message = self._message
+        assert message is not None
+        while len(self._targets) < len(self._bounds):
+            size = self._bounds[len(self._targets)] // 2
+            try:
+                self._target = bytearray(size)
+            except (MemoryError, OverflowError):
+                self._message = self._target = None
+                self._refuse(b"", f"there is no memory for {size:,} bytes of a message")
+                return
+            self._targets.append(self._target)
+            self._at = 0
+            if size:
+                return
+        message.body, *buffers = self._targets
+        message.buffers = [
+            bytes(buffer) if number % 2 else buffer for buffer, number in zip(buffers, self._bounds[1:], strict=True)
+        ]
+        self._ready.append(message)
+        self._message = self._target = None
+        self._targets = []
+
+    def _refuse(self, held: bytes, reason: str) -> None:
+        self._error = FrameError(reason, held)

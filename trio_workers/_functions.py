@@ -1,0 +1,242 @@
+"""Between calls of Python functions and messages: what a Python pool puts on top of a core."""
+
+import functools
+import inspect
+import itertools
+import pickle
+import types
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from typing import Any, Final, Literal, Protocol, cast
+
+from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode
+from ._codec import Answer
+from ._conversation import Failed
+from ._errors import JobError, RemoteTraceback
+
+PROTOCOL: Final = 5
+"""Of pickle: the first with buffers out of band, and the same in every Python from 3.8 on."""
+
+_GENERATOR: Final = inspect.CO_GENERATOR
+_ASYNC: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+PicklerName = Literal["pickle", "cloudpickle"]
+Buffers = Callable[[pickle.PickleBuffer], Any]
+
+
+class _Pickler(Protocol):
+    def dump(self, obj: Any, /) -> None: ...
+
+
+class FunctionCodec:
+    """Turns calls into messages and answers into results and exceptions.
+
+    `main_problem` says why workers can't import the program's main module, if they can't.
+    """
+
+    def __init__(self, pickler: object, max_frame_size: int | None, main_problem: str = "") -> None:
+        if not isinstance(pickler, str):
+            raise TypeError(f"pickler must be a str, not {type(pickler).__name__}")
+        if pickler not in ("pickle", "cloudpickle"):
+            raise ValueError(f'pickler must be "pickle" or "cloudpickle", not {pickler!r}')
+        self._by_value = pickler == "cloudpickle"
+        self._new_pickler: Callable[[BytesIO, Buffers], _Pickler] = _new_plain_pickler
+        if self._by_value:
+            self._new_pickler = _load_cloudpickle()
+        self._limit = max_frame_size
+        self._main_problem = "" if self._by_value else main_problem
+        self._ids = itertools.count(1)
+
+    def encode(self, payload: object) -> tuple[bytes | memoryview, ...]:
+        """Refuse a job that is no call."""
+        raise TypeError(
+            f"a worker of a Python pool runs functions: use run_sync, not exec with {type(payload).__name__}"
+        )
+
+    def encode_call(
+        self, function: Callable[..., object], arguments: Sequence[object], *, stream: bool = False
+    ) -> tuple[bytes | memoryview, ...]:
+        """Pickle a call, or raise an error that names what can't be, before any worker is taken."""
+        _check_function(function, stream=stream)
+        if self._main_problem and getattr(function, "__module__", None) == "__main__":
+            raise pickle.PicklingError(f"{name_of(function)} can't be sent to a worker: {self._main_problem}")
+        buffers: list[memoryview] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if view.nbytes < OUT_OF_BAND or len(buffers) == MOST_BUFFERS:
+                return True  # inside the pickle
+            buffers.append(view)
+            return False
+
+        position = 0
+        try:
+            if len(arguments) <= 1 and type(function) in _BY_NAME and not self._by_value:
+                # The usual case. A function that is pickled by its name shares nothing with its argument.
+                body = pickle.dumps(function, PROTOCOL)
+                split = len(body)
+                if arguments:
+                    position = 1
+                    body += pickle.dumps(_lift(arguments[0]), PROTOCOL, buffer_callback=keep)
+            else:
+                # One pickler for all pieces, so that what they share stays one object.
+                file = BytesIO()
+                dump = self._new_pickler(file, keep).dump
+                dump(len(arguments))
+                dump(function)
+                for position, argument in enumerate(arguments, 1):  # noqa: B007 - used where it fails
+                    dump(_lift(argument))
+                body, split = file.getvalue(), 0
+        except Exception as error:
+            raise _explain(function, arguments, position, error, by_value=self._by_value) from error
+        pieces = encode(STREAM if stream else CALL, next(self._ids) & 0xFFFFFFFF, body, buffers, split)
+        if self._limit is not None:
+            self._check_size(function, sum(memoryview(piece).nbytes for piece in pieces))
+        return pieces
+
+    def encode_initializer(self, function: Callable[..., object], arguments: Sequence[object]) -> bytes:
+        """Pickle an initializer, or raise an error that names what can't be."""
+        _check_function(function, what="initializer")
+        if self._main_problem and getattr(function, "__module__", None) == "__main__":
+            raise pickle.PicklingError(f"initializer can't be sent to a worker: {self._main_problem}")
+        file = BytesIO()
+        try:
+            self._new_pickler(file, lambda _: True).dump((function, tuple(arguments)))
+        except Exception as error:
+            raise pickle.PicklingError(
+                f"initializer {name_of(function)} or its initargs can't be pickled: {type(error).__name__}: {error}"
+            ) from error
+        return file.getvalue()
+
+    def failure(self, outcome: Failed) -> Exception:
+        """Turn what a job raised into that exception, or into a `JobError` where it did not survive the way."""
+        if outcome.exception:
+            try:
+                return _restore(pickle.loads(outcome.exception), outcome.message.decode("utf-8", "replace"))
+            except Exception as error:
+                note = f"\n(the exception itself could not be read here: {type(error).__name__}: {error})"
+                return JobError(outcome.message + note.encode("utf-8", "backslashreplace"))
+        return JobError(outcome.message)
+
+    def _check_size(self, function: Callable[..., object], size: int) -> None:
+        if self._limit is not None and size > self._limit:
+            raise ValueError(
+                f"a call of {name_of(function)} takes {size:,} bytes, more than max_frame_size ({self._limit:,})"
+            )
+
+
+_BY_NAME: Final = frozenset((types.FunctionType, type))
+
+
+def _new_plain_pickler(file: BytesIO, keep: Buffers) -> _Pickler:
+    return pickle.Pickler(file, PROTOCOL, buffer_callback=keep)
+
+
+def _load_cloudpickle() -> Callable[[BytesIO, Buffers], _Pickler]:
+    try:
+        import cloudpickle
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "pickler=\"cloudpickle\" needs the extra: pip install 'trio_workers[cloudpickle]'", name="cloudpickle"
+        ) from None
+    pickler = cast("Callable[..., _Pickler]", cloudpickle.CloudPickler)  # pyright: ignore[reportUnknownMemberType]
+    return lambda file, keep: pickler(file, PROTOCOL, buffer_callback=keep)
+
+
+def _lift(argument: object) -> object:
+    """Let bytes travel beside the pickle, which would copy them twice."""
+    if type(argument) is bytes and len(argument) >= OUT_OF_BAND:
+        return pickle.PickleBuffer(argument)
+    return argument
+
+
+def decode(answer: Answer) -> Any:
+    """Turn an answer into a result; raise `JobError` where it can't be unpickled here."""
+    try:
+        return pickle.loads(answer.body, buffers=answer.buffers)
+    except Exception as error:
+        raise JobError(f"the result can't be unpickled here: {type(error).__name__}: {error}") from error
+
+
+def name_of(function: object) -> str:
+    """Name a function in errors, logs and `Worker.current`: its qualified name, with the module's."""
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[object]", function).func
+    name = getattr(function, "__qualname__", None)
+    if not isinstance(name, str):
+        return type(function).__qualname__
+    module = getattr(function, "__module__", None)
+    return f"{module}.{name}" if isinstance(module, str) else name
+
+
+def _check_function(function: object, *, stream: bool = False, what: str = "") -> None:
+    caller = what or ("stream" if stream else "run_sync")
+    if not callable(function):
+        raise TypeError(f"{caller} takes a function, not {type(function).__name__}")
+    code = getattr(function, "__code__", None)
+    if code is None:
+        target: object = function
+        while isinstance(target, functools.partial):
+            target = cast("functools.partial[object]", target).func
+        code = getattr(target, "__code__", None)
+        if code is None and inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004 - its kind
+            code = cast("Any", target).__call__.__code__
+    flags: int = getattr(code, "co_flags", 0)
+    if flags & _ASYNC:
+        raise TypeError(
+            f"{caller} takes a plain function, and {name_of(function)} is async: write it without async, or let a "
+            "plain function run it in an event loop of its own (trio.run(...), asyncio.run(...))"
+        )
+    if flags & _GENERATOR and not stream:
+        kind = "its value would be a generator" if what else "take what it yields with stream()"
+        raise TypeError(f"{caller} takes a function that returns, and {name_of(function)} is a generator: {kind}")
+
+
+def _explain(
+    function: object, arguments: Sequence[object], position: int, error: Exception, *, by_value: bool
+) -> pickle.PicklingError:
+    """Say which piece of a call can't be pickled, and what to do."""
+    name = name_of(function)
+    if position:
+        argument = arguments[position - 1]
+        what = f"argument {position} of {name}, of type {type(argument).__name__},"
+    else:
+        what = name
+        if isinstance(function, functools.partial):
+            what = _find_in_partial(cast("functools.partial[object]", function), name)
+    text = f"{what} can't be pickled: {type(error).__name__}: {error}"
+    shown = f"{text} {name}"
+    if not by_value and ("<lambda>" in shown or "<locals>" in shown):
+        text += (
+            ". Lambdas and functions inside functions have no name to be found by: move it to the top level of a "
+            "module, or open the pool with pickler=\"cloudpickle\" (pip install 'trio_workers[cloudpickle]')"
+        )
+    return pickle.PicklingError(text)
+
+
+def _find_in_partial(function: "functools.partial[object]", name: str) -> str:
+    pieces: Iterable[tuple[str, object]] = (
+        (name, function.func),
+        *((f"argument {number} of {name}", value) for number, value in enumerate(function.args, 1)),
+        *((f"argument {key!r} of {name}", value) for key, value in function.keywords.items()),
+    )
+    for what, value in pieces:
+        try:
+            pickle.dumps(value, PROTOCOL)
+        except Exception:
+            return what
+    return name
+
+
+def _restore(
+    links: Sequence[tuple[BaseException, BaseException | None, BaseException | None, bool]], text: str
+) -> Exception:
+    """Hang an exception and all that belongs to it together again, with the worker's traceback as its cause."""
+    for error, cause, context, suppress in links:
+        error.__cause__, error.__context__, error.__suppress_context__ = cause, context, suppress
+    error, cause, _, _ = links[0]
+    remote = RemoteTraceback(text)
+    remote.__cause__ = cause
+    error.__cause__ = remote
+    assert isinstance(error, Exception)
+    return error

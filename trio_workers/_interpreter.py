@@ -1,0 +1,175 @@
+"""How a Python child comes to life: the interpreter's flags, what it must know, and its own socket."""
+
+import contextlib
+import fcntl
+import functools
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from typing import Any, Final, cast
+
+import attrs
+import trio
+
+from ._call_line import CallConversation, CallLine
+from ._factories import SPAWNS_AT_A_TIME, Factory, Spawner
+from ._process import Launch, WorkerProcess, spawn_process
+from ._relay import FdRelay, Line
+
+SOCKET_BUFFER: Final = 1024 * 1024
+"""Bytes that a socket between pool and child holds, where the system allows it: fewer turns for large arguments."""
+
+ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+"""Where this package is, for a child whose own path may not have it."""
+
+# The directory that -c puts in front of the path goes first: nothing of it may be imported in place of the standard
+# library. What the child needs of that is loaded before this package's directory is, for a moment, in front.
+_PROGRAM: Final = """\
+import sys
+if not sys.flags.safe_path: del sys.path[0]
+import _pickle, _signal, _socket, contextvars, faulthandler, io, os, select, struct, zlib
+sys.path.insert(0, sys.argv[2])
+from trio_workers.child._functions import main
+del sys.path[0]
+main(int(sys.argv[1]))
+"""
+
+NO_MAIN: Final = (
+    "its main module came from standard input, from -c or from a notebook, where workers can't import it: put the "
+    'functions and classes of jobs in a module of their own, or open the pool with pickler="cloudpickle" '
+    "(pip install 'trio_workers[cloudpickle]')"
+)
+
+
+def interpreter() -> list[str]:
+    """Return the command of an interpreter like this one: the same program, with the same flags."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise RuntimeError(
+            "sys.executable names no Python interpreter, as in a frozen program; a Python pool needs one to start workers"
+        )
+    own = cast("Any", subprocess)._args_from_interpreter_flags  # as multiprocessing has it
+    flags: list[str] = own()
+    given = {flags[at + 1] for at in range(len(flags) - 1) if flags[at] == "-X"}
+    given |= {flag[2:] for flag in flags if flag.startswith("-X")}
+    for option, value in sys._xoptions.items():
+        text = option if value is True else f"{option}={value}"
+        if text not in given:
+            flags += ["-X", text]
+    return [sys.executable, *flags]
+
+
+def describe_main() -> tuple[str, str] | str:
+    """Say where workers find the program's main module, or why they can't."""
+    ours = sys.modules.get("trio_workers.child._main_module")
+    if ours is not None and ours.described:
+        return cast("tuple[str, str] | str", ours.described)  # a pool inside a job: the main module is the program's
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return "module", spec.name
+    if not isinstance(file, str):
+        return NO_MAIN
+    file = os.path.abspath(file)
+    if spec is not None:
+        return "directory", os.path.dirname(file)
+    return ("script", file) if os.path.isfile(file) else NO_MAIN
+
+
+def check_not_importing() -> None:
+    """Raise RuntimeError inside a worker that is importing the main module: it would open this pool once more."""
+    ours = sys.modules.get("trio_workers.child._main_module")
+    if ours is not None and ours.importing:
+        raise RuntimeError(ours.GUARD)
+
+
+@attrs.frozen(kw_only=True)
+class PythonFactory(Factory):
+    """Children of our own, each with a socket of its own beside its standard streams."""
+
+    main: tuple[str, str] | str
+    pickler: str
+    initializer: bytes | None = attrs.field(default=None, repr=False)
+
+    async def open(self, nursery: trio.Nursery) -> Spawner:
+        """Open it: there is nothing in the background."""
+        await trio.lowlevel.checkpoint()
+        return _PythonSpawner(self)
+
+    def command(self, slot: int) -> list[str]:
+        """Return the child's command, but for the number of its socket."""
+        return [*interpreter(), "-c", _PROGRAM]
+
+    def hello(self) -> bytes:
+        """Return what a child must know, as it is now."""
+        return pickle.dumps(
+            {
+                "path": [_absolute(entry) for entry in sys.path if isinstance(entry, str)],
+                "argv": list(sys.argv),
+                "main": self.main,
+                "pickler": self.pickler,
+                "initializer": self.initializer,
+            },
+            5,
+        )
+
+
+class _PythonSpawner(Spawner):
+    def __init__(self, factory: PythonFactory) -> None:
+        self._factory = factory
+        self._limiter = trio.CapacityLimiter(SPAWNS_AT_A_TIME)
+        self._relays: dict[WorkerProcess, FdRelay] = {}
+
+    @trio.lowlevel.enable_ki_protection
+    async def spawn(self, launch: Launch) -> WorkerProcess:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as the_childs:
+            pair = socket.socketpair()
+            for one in pair:
+                the_childs.callback(one.close)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            # Above 2: in the child the standard streams go there, over what a parent without them may have put.
+            fd = _above_2(pair[0])
+            ours.callback(os.close, fd)
+            child_fd = _above_2(pair[1])
+            the_childs.callback(os.close, child_fd)
+            null = os.open(os.devnull, os.O_RDONLY)
+            the_childs.callback(os.close, null)
+            os.set_blocking(fd, False)
+            relay = FdRelay(fd, fd, kind="unix")
+            process = await spawn_process(
+                attrs.evolve(launch, argv=(*launch.argv, str(child_fd), ROOT)),
+                stdin=null, stdout=None, limiter=self._limiter, inherited=(child_fd,),
+            )  # fmt: skip
+            ours.pop_all()
+        self._relays[process] = relay
+        process.at_reap(functools.partial(self._discard, process))
+        return process
+
+    @trio.lowlevel.enable_ki_protection
+    async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
+        await trio.lowlevel.checkpoint()
+        return CallLine(self._relays.pop(process), CallConversation(self._factory.hello(), launch.max_frame_size))
+
+    def advice(self, error: Exception | None) -> str | None:
+        if isinstance(error, TimeoutError):
+            return "its initializer or the start of the interpreter takes longer than that; raise boot_timeout"
+        return "what it wrote to stderr says why; a job's process must leave alone the descriptors it did not open"
+
+    def _discard(self, process: WorkerProcess) -> None:
+        if relay := self._relays.pop(process, None):
+            relay.close()
+
+    def close(self) -> None:
+        for process in list(self._relays):
+            self._discard(process)
+
+
+def _absolute(entry: str) -> str:
+    # The child may have another directory. What is no path at all belongs to an import hook.
+    return os.path.abspath(entry) if os.path.exists(entry or ".") else entry
+
+
+def _above_2(end: socket.socket) -> int:
+    return fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -1,0 +1,443 @@
+"""The Python child: runs functions for a pool that was opened with `open_python_pool`.
+
+It is started as `python -c "..." FD DIRECTORY`. The relay is a socket of its own, under a number that is never 0, 1
+or 2 and that no program started by a job inherits. stdin is /dev/null; stdout and stderr lead to the pool's log.
+
+Imports cost start-up time and memory, of every worker: this module imports C modules only, and `traceback` and
+`importlib` when they are first needed.
+"""
+
+import _pickle as pickle
+import _signal as signal
+import _socket as socket
+import faulthandler
+import os
+import select
+import sys
+from contextvars import Context, copy_context
+from io import BytesIO
+
+from .._calls import (
+    CALL,
+    END,
+    ERROR,
+    FROM_POOL,
+    HELLO,
+    JOINED,
+    MOST_BUFFERS,
+    OUT_OF_BAND,
+    PART,
+    READY,
+    REFUSED,
+    RESULT,
+    STOP,
+    STOP_STREAM,
+    STREAM,
+    Decoder,
+    Message,
+    encode,
+)
+from . import _main_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Final
+
+READ_SIZE: "Final" = 65536
+"""Bytes asked for in one read: most messages are smaller, and what is larger is read in place."""
+
+LONGEST_TEXT: "Final" = 1 << 20
+"""Of a longer traceback only the two ends are sent."""
+
+NO_LIMIT: "Final" = 1 << 63
+"""The pool bounds what it sends, so the child needs no bound of its own."""
+
+
+class JobFailed(Exception):
+    """A job that failed before or after its function ran: the text is all there is to say."""
+
+
+class Child:
+    """One worker: its end of the relay and how it pickles."""
+
+    def __init__(self, connection: "socket.socket") -> None:
+        self._connection = connection
+        self._decoder = Decoder(FROM_POOL, NO_LIMIT)
+        self._ahead: list[Message] = []
+        self._pid = os.getpid()
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
+        self._by_value = False
+        # A copy of stderr that a job can't close by closing 2: for what the interpreter says as it dies.
+        self._log = os.dup(2)
+        faulthandler.enable(self._log)
+
+    # the relay
+
+    def receive(self) -> Message | None:
+        """Wait for the next message; None when the pool is gone."""
+        if self._ahead:
+            return self._ahead.pop(0)
+        while (message := self._decoder.next_message()) is None:
+            if not self._read():
+                return None
+        return message
+
+    def _read(self) -> bool:
+        space = self._decoder.space
+        try:
+            if space is not None:
+                count = self._connection.recv_into(space)
+                self._decoder.filled(count)
+                return count > 0
+            data = self._connection.recv(READ_SIZE)
+        except ConnectionResetError:
+            return False
+        self._decoder.receive(data)
+        return bool(data)
+
+    def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
+        """Send a message; False when the pool is gone."""
+        try:
+            for piece in pieces:
+                self._connection.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def _stream_stop_asked(self, id_: int) -> bool:
+        """Look, without waiting, whether the pool has asked to end this stream; other messages are kept."""
+        while self._poll.poll(0) and self._read():
+            pass
+        asked = False
+        while (message := self._decoder.next_message()) is not None:
+            if message.kind != STOP_STREAM:
+                self._ahead.append(message)
+            elif message.id == id_:
+                asked = True
+        return asked
+
+    # becoming ready
+
+    def greet(self) -> bool:
+        """Take the pool's hello, become what it says, and answer; False where there is nothing to serve."""
+        message = self.receive()
+        if message is None or message.kind != HELLO:
+            return False
+        hello: dict[str, Any] = pickle.loads(message.body)
+        sys.path[:] = hello["path"]
+        sys.argv[:] = hello["argv"]
+        _main_module.install(hello["main"])
+        self._by_value = hello["pickler"] == "cloudpickle"
+        if hello["initializer"] is not None:
+            try:
+                function, arguments = pickle.loads(hello["initializer"])
+                function(*arguments)
+            except BaseException as error:
+                text, exception = self._describe(error)
+                self.send(encode(REFUSED, body=text + exception, split=len(text)))
+                _flush()
+                os._exit(1)
+            _flush()
+        return self.send(encode(READY, body=self._pid.to_bytes(8, "little")))
+
+    # jobs
+
+    def serve_one(self) -> bool:
+        """Run one job; False when the pool says stop or is gone. What belongs to the job is dropped on return."""
+        message = self.receive()
+        if message is None or message.kind == STOP:
+            return False
+        if message.kind == CALL:
+            return self._call(message)
+        if message.kind == STREAM:
+            return self._stream(message)
+        return True  # the stop of a stream that had ended by itself
+
+    def _call(self, message: Message) -> bool:
+        id_ = message.id
+        try:
+            function, arguments = self._load(message)
+            del message
+            answer = self._encode(RESULT, id_, copy_context().run(function, *arguments), function)
+        except BaseException as error:
+            answer = self._failed(id_, error)
+        self._after_job()
+        return self.send(answer)
+
+    def _stream(self, message: Message) -> bool:
+        id_ = message.id
+        parts: Iterator[object] | None = None
+        context = copy_context()
+        try:
+            function, arguments = self._load(message)
+            del message
+            parts = _iterate(context, function, arguments)
+            del arguments
+            while True:
+                if self._stream_stop_asked(id_):
+                    _close(context, parts)
+                    break
+                try:
+                    part = context.run(next, parts)  # type: ignore[arg-type]
+                except StopIteration:
+                    break
+                pieces = self._encode(PART, id_, part, function)
+                del part
+                self._leave_if_forked()
+                if not self.send(pieces):
+                    return False
+                del pieces
+            answer = encode(END, id_)
+        except BaseException as error:
+            if parts is not None:
+                _close_anyhow(context, parts)
+            answer = self._failed(id_, error)
+        self._after_job()
+        return self.send(answer)
+
+    def _load(self, message: Message) -> "tuple[Callable[..., Any], Sequence[object]]":
+        """Unpickle a call, piece by piece, so that an error can say which piece it was."""
+        body, split = message.body, message.split
+        position = 0
+        function: Any = None
+        try:
+            if split:
+                function = pickle.loads(body[:split])
+                if split == len(body):
+                    return function, ()
+                position = 1
+                return function, (pickle.loads(body[split:], buffers=message.buffers),)
+            load = pickle.Unpickler(BytesIO(body), buffers=message.buffers).load
+            count = load()
+            function = load()
+            arguments: list[object] = []
+            for position in range(1, count + 1):
+                arguments.append(load())
+            return function, arguments
+        except BaseException as error:
+            what = f"argument {position} of {_name(function)}" if position else "the function"
+            raise JobFailed(f"{what} can't be unpickled in the worker: {type(error).__name__}: {error}") from error
+
+    def _encode(self, kind: int, id_: int, result: object, function: object) -> "tuple[bytes | memoryview, ...]":
+        buffers: list[memoryview] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if view.nbytes < OUT_OF_BAND or len(buffers) == MOST_BUFFERS:
+                return True  # inside the pickle
+            buffers.append(view)
+            return False
+
+        try:
+            if type(result) is bytes and len(result) >= OUT_OF_BAND:
+                result = pickle.PickleBuffer(result)
+            if self._by_value:
+                import cloudpickle
+
+                body = cloudpickle.dumps(result, 5, buffer_callback=keep)
+            else:
+                body = pickle.dumps(result, 5, buffer_callback=keep)
+        except BaseException as error:
+            what = "a part of the stream of" if kind == PART else "the result of"
+            hint = "; take it with stream() instead of run_sync()" if kind == RESULT and _is_generator(result) else ""
+            raise JobFailed(
+                f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: "
+                f"{type(error).__name__}: {error}{hint}"
+            ) from error
+        return encode(kind, id_, body, buffers)
+
+    def _failed(self, id_: int, error: BaseException) -> "tuple[bytes | memoryview, ...]":
+        self._leave_if_forked(error)
+        text, exception = self._describe(error)
+        return encode(ERROR, id_, text + exception, split=len(text))
+
+    def _describe(self, error: BaseException) -> "tuple[bytes, bytes]":
+        """Return an error's traceback as text, and the error itself, pickled, where it survives the round trip."""
+        text = _traceback(error)
+        exception = b""
+        if isinstance(error, JobFailed):
+            pass
+        elif not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
+            text += f"\n({type(error).__name__} can't leave a job as itself)".encode()
+        else:
+            try:
+                exception = self._pickle_error(error)
+            except Exception as why:
+                text += f"\n(the exception itself could not be sent: {type(why).__name__}: {why})".encode(
+                    "utf-8", "backslashreplace"
+                )
+        return text, exception
+
+    def _pickle_error(self, error: Exception) -> bytes:
+        """Pickle an exception with all that hangs on it, or alone; try it, and raise where it can't be read back."""
+        try:
+            return self._try_error(_links(error))
+        except Exception:
+            return self._try_error([(error, None, None, False)])
+
+    def _try_error(self, links: "Sequence[tuple[BaseException, object, object, bool]]") -> bytes:
+        data = self._dumps(links)
+        kind, back = type(links[0][0]), type(pickle.loads(data)[0][0])
+        if back is not kind:
+            raise TypeError(f"{kind.__name__} comes back from pickle as {back.__name__}")
+        return data
+
+    def _dumps(self, value: object) -> bytes:
+        if not self._by_value:
+            return pickle.dumps(value, 5)
+        import cloudpickle
+
+        data: bytes = cloudpickle.dumps(value, 5)
+        return data
+
+    # between jobs
+
+    def _leave_if_forked(self, error: BaseException | None = None) -> None:
+        """A fork that comes out of its job is no worker: it ends here, and answers nothing."""
+        if os.getpid() == self._pid:
+            return
+        status = 0
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            status = 1
+            os.write(2, _traceback(error) + b"\n")
+        _flush()
+        os._exit(status)
+
+    def _after_job(self) -> None:
+        self._leave_if_forked()
+        _flush()
+        for fd in (0, 1, 2):
+            try:
+                os.fstat(fd)
+            except OSError:
+                self._reopen(fd)
+
+    def _reopen(self, fd: int) -> None:
+        """A job closed a standard stream: the next one shall not find its own file in that place."""
+        if fd:
+            os.dup2(self._log, fd)
+            return
+        null = os.open(os.devnull, os.O_RDONLY)
+        if null:
+            os.dup2(null, 0)
+            os.close(null)
+        else:
+            os.set_inheritable(0, True)
+
+
+def _iterate(context: Context, function: "Callable[..., Any]", arguments: "Sequence[object]") -> "Iterator[object]":
+    result = context.run(function, *arguments)
+    try:
+        parts: Iterator[object] = context.run(iter, result)
+        return parts
+    except TypeError:
+        raise JobFailed(
+            f"stream() takes a generator function, or one that returns an iterable; {_name(function)} returned "
+            f"{type(result).__name__}"
+        ) from None
+
+
+def _is_generator(result: object) -> bool:
+    return hasattr(result, "send") and hasattr(result, "__next__")
+
+
+def _close(context: Context, parts: "Iterator[object]") -> None:
+    close = getattr(parts, "close", None)
+    if close is not None and _is_generator(parts):
+        context.run(close)
+
+
+def _close_anyhow(context: Context, parts: "Iterator[object]") -> None:
+    """After an error: one more says nothing new."""
+    try:
+        _close(context, parts)
+    except BaseException:
+        pass
+
+
+def _name(function: object) -> str:
+    while (inner := getattr(function, "func", None)) is not None and callable(inner):
+        function = inner  # functools.partial
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        return type(function).__name__
+    module = getattr(function, "__module__", None)
+    return f"{module}.{name}" if module else str(name)
+
+
+def _traceback(error: BaseException) -> bytes:
+    import traceback
+
+    # Our own frames say nothing about the job.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals is globals():
+        trace = trace.tb_next
+    try:
+        if isinstance(error, JobFailed):
+            cause = error.__cause__
+            lines = [] if cause is None else traceback.format_exception(type(cause), cause, cause.__traceback__)
+            text = "".join([f"{error}\n", *lines])
+        else:
+            text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as another:  # an exception may have any __str__
+        text = f"{type(error).__name__}, which can't be shown: {type(another).__name__}"
+    data = text.rstrip("\n").encode("utf-8", "backslashreplace")
+    if len(data) > LONGEST_TEXT:
+        half = LONGEST_TEXT // 2
+        data = b"%s\n... %d bytes left out ...\n%s" % (data[:half], len(data) - 2 * half, data[-half:])
+    return data
+
+
+def _links(error: BaseException) -> "list[tuple[BaseException, BaseException | None, BaseException | None, bool]]":
+    """List an exception and all that hang on it (causes, contexts, members of groups), each with what it hangs on."""
+    found = [error]
+    for one in found:
+        nearby = [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            nearby += one.exceptions
+        found += [other for other in nearby if other is not None and not any(other is known for known in found)]
+    return [(one, one.__cause__, one.__context__, one.__suppress_context__) for one in found]
+
+
+def _flush() -> None:
+    # Part of a line is shown as well. What a job did to the streams (None, closed, its own) is worth no worker.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except Exception:
+            pass
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is not None:
+        ctypes.pythonapi.fflush(None)  # what C code has printed; where it isn't loaded the end of the process does it
+
+
+def _end(child: Child) -> None:
+    """Leave in an orderly way, whatever threads a job left behind: nobody waits for those."""
+    import atexit
+
+    threading = sys.modules.get("threading")
+    if threading is None or all(one.daemon or one is threading.main_thread() for one in threading.enumerate()):
+        return  # the interpreter's own way
+    atexit._run_exitfuncs()
+    _flush()
+    os._exit(0)
+
+
+def main(fd: int) -> None:
+    """Serve until the pool says stop or is gone."""
+    os.set_inheritable(fd, False)
+    # The pool decides when its workers end. A function instead of SIG_IGN, which programs started by jobs would inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    child = Child(socket.socket(fileno=fd))
+    if child.greet():
+        while child.serve_one():
+            pass
+    _end(child)

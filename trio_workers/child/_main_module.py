@@ -1,0 +1,126 @@
+"""The application's main module, inside a worker: imported when something of it is first needed, and never before.
+
+`sys.modules["__main__"]` is at first the few lines that started the interpreter. Given a `__getattr__`, that module
+notices when somebody looks for a name of the real one (pickle does, for each function and class of it), and then the
+real one is run under the name `__mp_main__`, as the multiprocessing module does it: code behind
+`if __name__ == "__main__"` is not run, and what is pickled from it is found by the pool, where that name is known too.
+"""
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType, ModuleType
+
+NAME = "__mp_main__"
+
+GUARD = (
+    "open_python_pool() was called while a worker imported the main module, because that module opens its pool without "
+    'a guard: put the call behind `if __name__ == "__main__":`, or move the functions that are jobs to a module of '
+    'their own, or use pickler="cloudpickle"'
+)
+
+described: "tuple[str, str] | str" = ""
+"""Where the main module is to be found: ("script" | "directory" | "module", path or name); else why it can't be."""
+
+importing: bool = False
+"""Whether the main module is being run at this moment: no pool may be opened by it."""
+
+_failure: "BaseException | None" = None
+
+
+class MainModuleError(ImportError):
+    """The application's main module could not be imported by a worker."""
+
+    __module__ = "trio_workers"
+
+
+def install(description: "tuple[str, str] | str") -> None:
+    """Let the present `__main__` stand for the application's, until something of that is needed."""
+    global described
+    described = description
+    stub = sys.modules["__main__"]
+    stub.__getattr__ = _look_up  # type: ignore[method-assign]
+
+
+def _look_up(name: str) -> object:
+    # Whoever asks for a dunder name looks at the module, not for something in it.
+    if name.startswith("__") and name.endswith("__"):
+        raise AttributeError(f"module '__main__' has no attribute {name!r}")
+    return getattr(load(), name)
+
+
+def load() -> "ModuleType":
+    """Return the application's main module; run it if that has not been done. Raise `MainModuleError`."""
+    module = sys.modules.get(NAME)
+    if module is not None:
+        return module
+    if isinstance(described, str):
+        raise MainModuleError(described)
+    if _failure is not None:
+        raise MainModuleError(str(_failure)) from _failure.__cause__
+    return _run(*described)
+
+
+def _run(kind: str, where: str) -> "ModuleType":
+    global importing, _failure
+    from types import ModuleType
+
+    module = ModuleType(NAME)
+    stub = sys.modules["__main__"]
+    sys.modules[NAME] = sys.modules["__main__"] = module
+    importing = True
+    try:
+        exec(_find_code(module, kind, where), module.__dict__)
+    except BaseException as error:
+        sys.modules["__main__"] = stub
+        del sys.modules[NAME]
+        text = f"the main module {where} could not be imported in a worker: {_first(error)}"
+        _failure = MainModuleError(text)
+        _failure.__cause__ = error
+        raise _failure  # noqa: B904 - its cause is set
+    finally:
+        importing = False
+    return module
+
+
+def _first(error: BaseException) -> str:
+    # The sentence about the guard may be inside a group, or behind what the program made of it.
+    seen: list[BaseException] = [error]
+    for one in seen:
+        if GUARD in str(one) and not isinstance(one, BaseExceptionGroup):
+            return GUARD
+        if isinstance(one, BaseExceptionGroup):
+            seen += one.exceptions
+        seen += [other for other in (one.__cause__, one.__context__) if other is not None and other not in seen]
+    return f"{type(error).__name__}: {error}"
+
+
+def _find_code(module: "ModuleType", kind: str, where: str) -> "CodeType":
+    """Find the module's code, and set what belongs to a main module started that way."""
+    if kind == "script":
+        module.__file__ = where
+        with open(where, "rb") as file:
+            data = file.read()
+        if where.endswith(".pyc"):
+            import marshal
+
+            code: CodeType = marshal.loads(data[16:])
+            return code
+        return compile(data, where, "exec", dont_inherit=True)
+    from importlib.machinery import PathFinder
+    from importlib.util import find_spec
+
+    name = "__main__" if kind == "directory" else where
+    spec = PathFinder.find_spec(name, [where]) if kind == "directory" else find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"there is no module {name} in {where}" if kind == "directory" else f"no {name}")
+    if spec.origin is not None:
+        module.__file__ = spec.origin
+    module.__spec__ = spec
+    module.__package__ = spec.parent
+    module.__loader__ = spec.loader
+    found = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+    assert found is not None
+    code = found
+    return code
