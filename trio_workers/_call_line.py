@@ -30,6 +30,9 @@ from ._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, Line, LineEnded
 _ID: Final = slice(8, 12)
 """Where a message has its id."""
 
+_IDLE: Final = Stage.IDLE
+_WAITING: Final = Stage.WAITING
+
 
 class CallConversation:
     """One connection to a Python child: give it the bytes that came, take the events they make."""
@@ -59,7 +62,21 @@ class CallConversation:
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that a job is on its way to the child."""
         self._id = int.from_bytes(frames[0][_ID], "little")
-        self._move("job")
+        if self.stage is not _IDLE:
+            raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
+        self.stage = _WAITING
+
+    def take_whole(self, data: bytes) -> Event | None:
+        """Take bytes from the child where they are a whole small result and nothing else, the usual case; else None."""
+        if self.stage is not _WAITING:
+            return None
+        message = self._decoder.take_whole(data)
+        if message is None:
+            return None
+        if message.kind == RESULT and message.id == self._id:
+            self.stage = _IDLE
+            return Replied(b"", message.body)
+        return self._take(message)
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the child."""
@@ -91,8 +108,9 @@ class CallConversation:
     def next_event(self) -> Event | None:
         """Return the next event, None where bytes are missing, or raise `FrameError`; `Refused` instead of `Shaken`."""
         message = self._decoder.next_message()
-        if message is None:
-            return None
+        return None if message is None else self._take(message)
+
+    def _take(self, message: Message) -> Event:
         event = _interpret(message)
         if message.id != self._id:
             raise FrameError(f"it answered job {message.id}, but it was given job {self._id}", b"")
@@ -150,6 +168,10 @@ class CallLine(Line):
                     return None
                 if not data:
                     raise LineEnded
+                event = calls.take_whole(data)
+                if event is not None:
+                    self._answered = True
+                    return event
                 calls.receive(data)
             else:
                 count = relay.read_into(space)

@@ -61,6 +61,8 @@ MOST_BUFFERS: "Final" = 1 << 16
 
 _HEADER = Struct("<IBxxxIIIQ")
 _SIZE: "Final" = _HEADER.size
+_unpack = _HEADER.unpack_from
+_pack = _HEADER.pack
 
 
 class Message:
@@ -83,9 +85,10 @@ def encode(
     kind: int, id_: int = 0, body: bytes = b"", buffers: "Sequence[memoryview]" = (), split: int = 0
 ) -> "tuple[bytes | memoryview, ...]":
     """Encode a message, as pieces to be written one after the other; buffers are flat and are not copied."""
-    head = _HEADER.pack(MAGIC, kind, id_, split, len(buffers), len(body))
+    size = len(body)
+    head = _pack(MAGIC, kind, id_, split, len(buffers), size)
     if not buffers:
-        return (head + body,) if len(body) <= JOINED else (head, memoryview(body))
+        return (head + body,) if size <= JOINED else (head, memoryview(body))
     table = b"".join([(2 * view.nbytes + view.readonly).to_bytes(8, "little") for view in buffers])
     return head + table + body, *buffers
 
@@ -137,20 +140,21 @@ class Decoder:
         self._message = self._target = None
         self._targets = []
 
+    def take_whole(self, data: bytes) -> Message | None:
+        """Take bytes from the wire where they are one whole small message and nothing else, the usual case.
+
+        Return None where they aren't, or where something else is pending, and take nothing.
+        """
+        size = len(data) - _SIZE
+        if size < 0 or self._held or self._message is not None or self._ready:
+            return None
+        magic, kind, id_, split, count, announced = _unpack(data)
+        if magic != MAGIC or announced != size or count or split > size or kind not in self._legal:
+            return None
+        return None if size > self._limit else Message(kind, id_, split, data[_SIZE:])
+
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""
-        if not self._held and self._target is None and len(data) >= _SIZE:
-            # The usual case: one whole small message and nothing else.
-            magic, kind, id_, split, count, size = _HEADER.unpack_from(data)
-            if (
-                magic == MAGIC
-                and kind in self._legal
-                and not count
-                and split <= size == len(data) - _SIZE <= self._limit
-                and self._error is None
-            ):
-                self._ready.append(Message(kind, id_, split, data[_SIZE:]))
-                return
         view = memoryview(data)
         while view and self._error is None:
             space = self.space
@@ -183,7 +187,7 @@ class Decoder:
                 self._refuse(held, "these bytes begin no message")
             self._held = held
             return view[:0]
-        magic, kind, id_, split, count, size = _HEADER.unpack_from(held)
+        magic, kind, id_, split, count, size = _unpack(held)
         end = _SIZE + 8 * count
         if magic != MAGIC or kind not in self._legal:
             self._refuse(held, "these bytes begin no message")

@@ -7,7 +7,7 @@ import pickle
 import types
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode
 from ._codec import Answer
@@ -46,6 +46,8 @@ class FunctionCodec:
         self._limit = max_frame_size
         self._main_problem = "" if self._by_value else main_problem
         self._ids = itertools.count(1)
+        self._known: dict[object, _Known] = {}
+        self._buffers: list[memoryview] = []
 
     def encode(self, payload: object) -> tuple[bytes | memoryview, ...]:
         """Refuse a job that is no call."""
@@ -57,42 +59,77 @@ class FunctionCodec:
         self, function: Callable[..., object], arguments: Sequence[object], *, stream: bool = False
     ) -> tuple[bytes | memoryview, ...]:
         """Pickle a call, or raise an error that names what can't be, before any worker is taken."""
+        known = self._known.get(function) if type(function) in _BY_NAME else None
+        if known is None or (known.generator and not stream):
+            known = self._get_to_know(function, stream=stream)
+        body = known.pickled
+        split = len(body)
+        if split and not arguments:
+            return self._finish(function, stream, split, body)
+        if split and (len(arguments) == 1 or _ATOMS.issuperset(map(type, arguments))):
+            # The usual case. A function that is pickled by its name shares nothing with its arguments.
+            lifted = (_lift(arguments[0]),) if len(arguments) == 1 else arguments
+            try:
+                body += _dumps(lifted, PROTOCOL, buffer_callback=self._keep)
+            except Exception as error:
+                self._buffers.clear()
+                raise _explain(function, arguments, 1, error) from error
+            return self._finish(function, stream, split, body)
+        # One pickler for all pieces, so that what they share stays one object.
+        file = BytesIO()
+        dump = self._new_pickler(file, self._keep).dump
+        position = 0
+        try:
+            dump(len(arguments))
+            dump(function)
+            for position, argument in enumerate(arguments, 1):  # noqa: B007 - used where it fails
+                dump(_lift(argument))
+        except Exception as error:
+            self._buffers.clear()
+            raise _explain(function, arguments, position, error, by_value=self._by_value) from error
+        return self._finish(function, stream, 0, file.getvalue())
+
+    def _finish(self, function: object, stream: bool, split: int, body: bytes) -> tuple[bytes | memoryview, ...]:
+        buffers = self._buffers
+        if buffers:
+            self._buffers = []  # the job alone holds them from now on
+        pieces = encode(STREAM if stream else CALL, next(self._ids) & 0xFFFFFFFF, body, buffers, split)
+        if self._limit is not None:
+            size = len(body) + sum([view.nbytes for view in buffers])
+            if size > self._limit:
+                raise ValueError(
+                    f"a call of {name_of(function)} takes {size:,} bytes, more than max_frame_size ({self._limit:,})"
+                )
+        return pieces
+
+    def _keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a buffer out of the pickle that is being written, or (True) leave it inside."""
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND or len(self._buffers) == MOST_BUFFERS:
+            return True
+        self._buffers.append(view)
+        return False
+
+    def _get_to_know(self, function: Callable[..., object], *, stream: bool) -> "_Known":
+        """Check a function; keep its pickle, where that is a mere name, for the next time."""
         _check_function(function, stream=stream)
         if self._main_problem and getattr(function, "__module__", None) == "__main__":
             raise pickle.PicklingError(f"{name_of(function)} can't be sent to a worker: {self._main_problem}")
-        buffers: list[memoryview] = []
-
-        def keep(buffer: pickle.PickleBuffer) -> bool:
-            view = buffer.raw()
-            if view.nbytes < OUT_OF_BAND or len(buffers) == MOST_BUFFERS:
-                return True  # inside the pickle
-            buffers.append(view)
-            return False
-
-        position = 0
+        by_name = type(function) in _BY_NAME and isinstance(
+            getattr(function, "__self__", None), types.ModuleType | None
+        )
+        if self._by_value or not by_name:
+            return _Known(b"", generator=False)
         try:
-            if len(arguments) <= 1 and type(function) in _BY_NAME and not self._by_value:
-                # The usual case. A function that is pickled by its name shares nothing with its argument.
-                body = pickle.dumps(function, PROTOCOL)
-                split = len(body)
-                if arguments:
-                    position = 1
-                    body += pickle.dumps(_lift(arguments[0]), PROTOCOL, buffer_callback=keep)
-            else:
-                # One pickler for all pieces, so that what they share stays one object.
-                file = BytesIO()
-                dump = self._new_pickler(file, keep).dump
-                dump(len(arguments))
-                dump(function)
-                for position, argument in enumerate(arguments, 1):  # noqa: B007 - used where it fails
-                    dump(_lift(argument))
-                body, split = file.getvalue(), 0
+            pickled = pickle.dumps(function, PROTOCOL)
         except Exception as error:
-            raise _explain(function, arguments, position, error, by_value=self._by_value) from error
-        pieces = encode(STREAM if stream else CALL, next(self._ids) & 0xFFFFFFFF, body, buffers, split)
-        if self._limit is not None:
-            self._check_size(function, sum(memoryview(piece).nbytes for piece in pieces))
-        return pieces
+            raise _explain(function, (), 0, error) from error
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        known = _Known(pickled, generator=bool(flags & _GENERATOR))
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[function] = known
+        return known
 
     def encode_initializer(self, function: Callable[..., object], arguments: Sequence[object]) -> bytes:
         """Pickle an initializer, or raise an error that names what can't be."""
@@ -118,14 +155,24 @@ class FunctionCodec:
                 return JobError(outcome.message + note.encode("utf-8", "backslashreplace"))
         return JobError(outcome.message)
 
-    def _check_size(self, function: Callable[..., object], size: int) -> None:
-        if self._limit is not None and size > self._limit:
-            raise ValueError(
-                f"a call of {name_of(function)} takes {size:,} bytes, more than max_frame_size ({self._limit:,})"
-            )
+
+class _Known(NamedTuple):
+    """What is remembered of a function: its pickle (empty where that is more than a name), and its kind."""
+
+    pickled: bytes
+    generator: bool
 
 
-_BY_NAME: Final = frozenset((types.FunctionType, type))
+_BY_NAME: Final = frozenset((types.FunctionType, types.BuiltinFunctionType, type))
+
+_ATOMS: Final = frozenset((int, str, float, bool, complex, types.NoneType))
+"""Types whose values can always be pickled and read back, and of which nobody sees whether they are shared."""
+
+MOST_KNOWN: Final = 1024
+"""Functions remembered: more than a program calls again and again."""
+
+_dumps = pickle.dumps
+_loads = pickle.loads
 
 
 def _new_plain_pickler(file: BytesIO, keep: Buffers) -> _Pickler:
@@ -153,7 +200,7 @@ def _lift(argument: object) -> object:
 def decode(answer: Answer) -> Any:
     """Turn an answer into a result; raise `JobError` where it can't be unpickled here."""
     try:
-        return pickle.loads(answer.body, buffers=answer.buffers)
+        return _loads(answer.body, buffers=answer.buffers)
     except Exception as error:
         raise JobError(f"the result can't be unpickled here: {type(error).__name__}: {error}") from error
 
@@ -193,7 +240,7 @@ def _check_function(function: object, *, stream: bool = False, what: str = "") -
 
 
 def _explain(
-    function: object, arguments: Sequence[object], position: int, error: Exception, *, by_value: bool
+    function: object, arguments: Sequence[object], position: int, error: Exception, *, by_value: bool = False
 ) -> pickle.PicklingError:
     """Say which piece of a call can't be pickled, and what to do."""
     name = name_of(function)

@@ -50,6 +50,9 @@ READ_SIZE: "Final" = 65536
 LONGEST_TEXT: "Final" = 1 << 20
 """Of a longer traceback only the two ends are sent."""
 
+MOST_KNOWN: "Final" = 1024
+"""Functions remembered by their pickles."""
+
 NO_LIMIT: "Final" = 1 << 63
 """The pool bounds what it sends, so the child needs no bound of its own."""
 
@@ -69,6 +72,8 @@ class Child:
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._by_value = False
+        self._known: dict[bytes, tuple[dict[str, Any], str, Callable[..., Any]]] = {}
+        self._buffers: list[memoryview] = []
         # A copy of stderr that a job can't close by closing 2: for what the interpreter says as it dies.
         self._log = os.dup(2)
         faulthandler.enable(self._log)
@@ -79,23 +84,27 @@ class Child:
         """Wait for the next message; None when the pool is gone."""
         if self._ahead:
             return self._ahead.pop(0)
-        while (message := self._decoder.next_message()) is None:
-            if not self._read():
+        decoder = self._decoder
+        while (message := decoder.next_message()) is None:
+            space = decoder.space
+            try:
+                if space is not None:
+                    count = self._connection.recv_into(space)
+                    del space
+                    decoder.filled(count)
+                    if not count:
+                        return None
+                    continue
+                data = self._connection.recv(READ_SIZE)
+            except ConnectionResetError:
                 return None
+            if not data:
+                return None
+            message = decoder.take_whole(data)
+            if message is not None:
+                return message
+            decoder.receive(data)
         return message
-
-    def _read(self) -> bool:
-        space = self._decoder.space
-        try:
-            if space is not None:
-                count = self._connection.recv_into(space)
-                self._decoder.filled(count)
-                return count > 0
-            data = self._connection.recv(READ_SIZE)
-        except ConnectionResetError:
-            return False
-        self._decoder.receive(data)
-        return bool(data)
 
     def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
         """Send a message; False when the pool is gone."""
@@ -108,8 +117,14 @@ class Child:
 
     def _stream_stop_asked(self, id_: int) -> bool:
         """Look, without waiting, whether the pool has asked to end this stream; other messages are kept."""
-        while self._poll.poll(0) and self._read():
-            pass
+        while self._poll.poll(0):
+            try:
+                data = self._connection.recv(READ_SIZE)
+            except ConnectionResetError:
+                break
+            if not data:
+                break
+            self._decoder.receive(data)
         asked = False
         while (message := self._decoder.next_message()) is not None:
             if message.kind != STOP_STREAM:
@@ -151,9 +166,8 @@ class Child:
             return False
         if message.kind == CALL:
             return self._call(message)
-        if message.kind == STREAM:
-            return self._stream(message)
-        return True  # the stop of a stream that had ended by itself
+        # Else it is the stop of a stream that had ended by itself.
+        return message.kind != STREAM or self._stream(message)
 
     def _call(self, message: Message) -> bool:
         id_ = message.id
@@ -163,7 +177,7 @@ class Child:
             answer = self._encode(RESULT, id_, copy_context().run(function, *arguments), function)
         except BaseException as error:
             answer = self._failed(id_, error)
-        self._after_job()
+        self._leave_if_forked()
         return self.send(answer)
 
     def _stream(self, message: Message) -> bool:
@@ -194,7 +208,7 @@ class Child:
             if parts is not None:
                 _close_anyhow(context, parts)
             answer = self._failed(id_, error)
-        self._after_job()
+        self._leave_if_forked()
         return self.send(answer)
 
     def _load(self, message: Message) -> "tuple[Callable[..., Any], Sequence[object]]":
@@ -204,11 +218,11 @@ class Child:
         function: Any = None
         try:
             if split:
-                function = pickle.loads(body[:split])
+                function = self._find(body[:split])
                 if split == len(body):
                     return function, ()
                 position = 1
-                return function, (pickle.loads(body[split:], buffers=message.buffers),)
+                return function, pickle.loads(body[split:], buffers=message.buffers)
             load = pickle.Unpickler(BytesIO(body), buffers=message.buffers).load
             count = load()
             function = load()
@@ -220,33 +234,52 @@ class Child:
             what = f"argument {position} of {_name(function)}" if position else "the function"
             raise JobFailed(f"{what} can't be unpickled in the worker: {type(error).__name__}: {error}") from error
 
+    def _find(self, pickled: "bytes | bytearray") -> "Callable[..., Any]":
+        """Unpickle a function that is pickled by its name, or remember it, as long as that name still means it."""
+        pickled = bytes(pickled)
+        known = self._known.get(pickled)
+        if known is not None and known[0].get(known[1]) is known[2]:
+            return known[2]
+        function: Callable[..., Any] = pickle.loads(pickled)
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+        if isinstance(module, str) and module in sys.modules:
+            names = sys.modules[module].__dict__
+            if names.get(name) is function:
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[pickled] = (names, name, function)
+        return function
+
     def _encode(self, kind: int, id_: int, result: object, function: object) -> "tuple[bytes | memoryview, ...]":
-        buffers: list[memoryview] = []
-
-        def keep(buffer: pickle.PickleBuffer) -> bool:
-            view = buffer.raw()
-            if view.nbytes < OUT_OF_BAND or len(buffers) == MOST_BUFFERS:
-                return True  # inside the pickle
-            buffers.append(view)
-            return False
-
         try:
             if type(result) is bytes and len(result) >= OUT_OF_BAND:
                 result = pickle.PickleBuffer(result)
             if self._by_value:
                 import cloudpickle
 
-                body = cloudpickle.dumps(result, 5, buffer_callback=keep)
+                body = cloudpickle.dumps(result, 5, buffer_callback=self._keep)
             else:
-                body = pickle.dumps(result, 5, buffer_callback=keep)
+                body = pickle.dumps(result, 5, buffer_callback=self._keep)
         except BaseException as error:
+            self._buffers.clear()
             what = "a part of the stream of" if kind == PART else "the result of"
             hint = "; take it with stream() instead of run_sync()" if kind == RESULT and _is_generator(result) else ""
             raise JobFailed(
                 f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: "
                 f"{type(error).__name__}: {error}{hint}"
             ) from error
+        buffers = self._buffers
+        if buffers:
+            self._buffers = []  # the answer alone holds them from now on
         return encode(kind, id_, body, buffers)
+
+    def _keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a buffer out of the pickle that is being written, or (True) leave it inside."""
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND or len(self._buffers) == MOST_BUFFERS:
+            return True
+        self._buffers.append(view)
+        return False
 
     def _failed(self, id_: int, error: BaseException) -> "tuple[bytes | memoryview, ...]":
         self._leave_if_forked(error)
@@ -307,12 +340,12 @@ class Child:
         _flush()
         os._exit(status)
 
-    def _after_job(self) -> None:
-        self._leave_if_forked()
+    def clean_up(self) -> None:
+        """Show what the job printed, and mend what it closed; the answer is on its way already."""
         _flush()
         for fd in (0, 1, 2):
             try:
-                os.fstat(fd)
+                os.get_inheritable(fd)  # the cheapest question there is
             except OSError:
                 self._reopen(fd)
 
@@ -439,5 +472,5 @@ def main(fd: int) -> None:
     child = Child(socket.socket(fileno=fd))
     if child.greet():
         while child.serve_one():
-            pass
+            child.clean_up()
     _end(child)
