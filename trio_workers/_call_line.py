@@ -138,9 +138,9 @@ def _interpret(message: Message) -> Event:
     if kind == END:
         return Replied(b"", b"", True)
     if kind == ERROR:
-        return Failed(bytes(body[: message.split]), body[message.split :])
+        return Failed(body[: message.split], body[message.split :])
     if kind == REFUSED:
-        raise Refused(bytes(body[: message.split]), body[message.split :])
+        raise Refused(body[: message.split], body[message.split :])
     assert kind == READY
     return Shaken(int.from_bytes(body, "little"))
 
@@ -175,6 +175,7 @@ class CallLine(Line):
                 calls.receive(data)
             else:
                 count = relay.read_into(space)
+                space.release()
                 if count is None:
                     return None
                 if not count:

@@ -1,8 +1,8 @@
 """Messages between a pool and its own Python child, without I/O.
 
-Both sides use this module, so it imports nothing but `struct` and `_goridge`. Command workers speak goridge, which
-any language can; this dialect is private to us and has what goridge lacks: an id on every message, sizes of 64 bits, and
-buffers that travel beside a pickle instead of inside it (pickle protocol 5, out of band), each read straight into
+Both sides use this module, so it imports nothing but C modules and `_goridge`. Command workers speak goridge, which
+any language can; this dialect is private to us and has what goridge lacks: an id on every message, sizes of 64 bits,
+and buffers that travel beside a pickle instead of inside it (pickle protocol 5, out of band), each read straight into
 memory of its own.
 
 A message is a header, a table of buffer sizes, a body, and the buffers:
@@ -20,6 +20,7 @@ All numbers are little-endian.
 """
 
 from collections import deque
+from io import BytesIO
 from struct import Struct
 
 from ._goridge import FrameError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final, TypeAlias
 
-    Buffer: TypeAlias = bytes | bytearray
+    Buffer: TypeAlias = bytes | memoryview
 
 MAGIC: "Final" = 0x9D77_0A54  # b"T\nw\x9d": no text in UTF-8 has these bytes
 
@@ -70,7 +71,7 @@ class Message:
 
     __slots__ = ("body", "buffers", "id", "kind", "split")
 
-    def __init__(self, kind: int, id_: int, split: int, body: "Buffer", buffers: "Sequence[Buffer]" = ()) -> None:
+    def __init__(self, kind: int, id_: int, split: int, body: bytes, buffers: "Sequence[Buffer]" = ()) -> None:
         self.kind = kind
         self.id = id_
         self.split = split
@@ -97,11 +98,23 @@ class Decoder:
     """Bytes in, messages out, for one direction of one connection.
 
     `receive` takes what was read. In the middle of something large, `space` is where the next bytes belong: read
-    straight into it, and say how many there were with `filled`. Memory grows with what arrives: a fresh bytearray of
-    any size costs nothing before it is written to.
+    straight into it, release it, and say how many there were with `filled`. Memory grows with what arrives: fresh zeros
+    of any size take none before something is written to them.
     """
 
-    __slots__ = ("_at", "_bounds", "_error", "_held", "_legal", "_limit", "_message", "_ready", "_target", "_targets")
+    __slots__ = (
+        "_at",
+        "_bounds",
+        "_error",
+        "_held",
+        "_legal",
+        "_limit",
+        "_message",
+        "_ready",
+        "_space",
+        "_target",
+        "_whole",
+    )
 
     def __init__(self, legal: "frozenset[int]", limit: int) -> None:
         self._legal = legal
@@ -110,8 +123,9 @@ class Decoder:
         self._held: bytes = b""
         self._message: Message | None = None
         self._bounds: list[int] = []
-        self._targets: list[bytearray] = []
-        self._target: bytearray | None = None
+        self._whole: list[Buffer] = []
+        self._target: BytesIO | None = None
+        self._space: memoryview | None = None
         self._at = 0
         self._error: FrameError | None = None
 
@@ -137,8 +151,8 @@ class Decoder:
         """Drop what has arrived and is no part of a message taken yet."""
         self._ready.clear()
         self._held = b""
-        self._message = self._target = None
-        self._targets = []
+        self._message = self._target = self._space = None
+        self._whole = []
 
     def take_whole(self, data: bytes) -> Message | None:
         """Take bytes from the wire where they are one whole small message and nothing else, the usual case.
@@ -161,6 +175,7 @@ class Decoder:
             if space is not None:
                 count = min(len(space), len(view))
                 space[:count] = view[:count]
+                space.release()
                 view = view[count:]
                 self.filled(count)
             else:
@@ -171,12 +186,13 @@ class Decoder:
     @property
     def space(self) -> memoryview | None:
         """Where the next bytes belong, None where that is not known before they have been looked at."""
-        return None if self._target is None else memoryview(self._target)[self._at :]
+        return None if self._space is None else self._space[self._at :]
 
     def filled(self, count: int) -> None:
         """Note that this many bytes were read into `space`."""
         self._at += count
-        if self._target is not None and self._at == len(self._target):
+        if self._space is not None and self._at == len(self._space):
+            self._space = None
             self._next_target()
 
     def _parse_head(self, view: memoryview) -> memoryview:
@@ -200,10 +216,9 @@ class Decoder:
                 self._refuse(held, f"a message of {total:,} bytes is larger than max_frame_size ({self._limit:,})")
             else:
                 self._message = Message(kind, id_, split, b"")
-                self._bounds = [2 * size, *table]
+                self._bounds = [2 * size + 1, *table]
                 used = end - len(self._held)
                 self._held = b""
-                self._targets = []
                 self._next_target()
                 return view[used:]
         self._held = held
@@ -211,27 +226,34 @@ class Decoder:
 
     def _next_target(self) -> None:
         """Go on to the next of the body and the buffers that has any bytes; past the last, the message is whole."""
-        message = self._message
-        assert message is not None
-        while len(self._targets) < len(self._bounds):
-            size = self._bounds[len(self._targets)] // 2
+        target = self._target
+        if target is not None:
+            # Read-only: the bytes inside a BytesIO come out as they are, not as a copy.
+            read_only = self._bounds[len(self._whole)] % 2
+            self._whole.append(target.getvalue() if read_only else target.getbuffer())
+            self._target = None
+        while len(self._whole) < len(self._bounds):
+            size, read_only = divmod(self._bounds[len(self._whole)], 2)
+            if not size:
+                self._whole.append(b"" if read_only else memoryview(bytearray()))
+                continue
             try:
-                self._target = bytearray(size)
+                self._target = BytesIO(bytes(size))
             except (MemoryError, OverflowError):
-                self._message = self._target = None
+                self.drop()
                 self._refuse(b"", f"there is no memory for {size:,} bytes of a message")
                 return
-            self._targets.append(self._target)
+            self._space = self._target.getbuffer()
             self._at = 0
-            if size:
-                return
-        message.body, *buffers = self._targets
-        message.buffers = [
-            bytes(buffer) if number % 2 else buffer for buffer, number in zip(buffers, self._bounds[1:], strict=True)
-        ]
+            return
+        message = self._message
+        assert message is not None
+        body, *message.buffers = self._whole
+        assert type(body) is bytes
+        message.body = body
         self._ready.append(message)
-        self._message = self._target = None
-        self._targets = []
+        self._message = None
+        self._whole = []
 
     def _refuse(self, held: bytes, reason: str) -> None:
         self._error = FrameError(reason, held)

@@ -56,24 +56,24 @@ class Replied(NamedTuple):
     """A whole reply, or the last part of a streamed one (`streamed`). `buffers`: of our own Python child's only."""
 
     context: bytes
-    body: bytes | bytearray
+    body: bytes
     streamed: bool = False
-    buffers: Sequence[bytes | bytearray] = ()
+    buffers: Sequence[bytes | memoryview] = ()
 
 
 class Part(NamedTuple):
     """A part of a streamed reply; more follow."""
 
     context: bytes
-    body: bytes | bytearray
-    buffers: Sequence[bytes | bytearray] = ()
+    body: bytes
+    buffers: Sequence[bytes | memoryview] = ()
 
 
 class Failed(NamedTuple):
     """A job error: the worker is fine. `exception`: the error itself, pickled, from our own Python child."""
 
     message: bytes
-    exception: bytes | bytearray = b""
+    exception: bytes = b""
 
 
 class StopAsked(NamedTuple):
@@ -83,7 +83,7 @@ class StopAsked(NamedTuple):
 class Refused(FrameError):
     """Our own Python child could not become ready: `message` says why, `exception` is the error itself, pickled."""
 
-    def __init__(self, message: bytes, exception: bytes | bytearray = b"") -> None:
+    def __init__(self, message: bytes, exception: bytes = b"") -> None:
         super().__init__("it could not become ready", b"")
         self.message = message
         self.exception = exception

@@ -126,7 +126,15 @@ class PoolCore:
 
     supervision: Supervision
 
-    def __init__(self, config: Config, codec: Codec, nursery: trio.Nursery, observer: Observer | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        codec: Codec,
+        nursery: trio.Nursery,
+        observer: Observer | None,
+        *,
+        latest_first: bool = False,
+    ) -> None:
         self.config = config
         self.roster = Roster(
             config.num_workers,
@@ -135,6 +143,7 @@ class PoolCore:
             restart=config.restart,
             max_executions=config.max_executions,
             max_queue=config.max_queue,
+            latest_first=latest_first,
         )
         self.exchange = Exchange(
             self.roster,
@@ -485,13 +494,19 @@ def as_spawn_error(error: WorkerError) -> SpawnError:
 
 
 @asynccontextmanager
-async def open_core(config: Config, codec: Codec, observer: Observer | None) -> AsyncGenerator[PoolCore]:
-    """Open a pool core, and end it with the block."""
+async def open_core(
+    config: Config, codec: Codec, observer: Observer | None, *, latest_first: bool = False
+) -> AsyncGenerator[PoolCore]:
+    """Open a pool core, and end it with the block.
+
+    `latest_first`: of several free workers the one that was at work last is taken, whose code and data are still in the
+    processor's caches, instead of all in turn.
+    """
     failure: BaseException | None = None
     core: PoolCore | None = None
     try:
         async with trio.open_nursery() as nursery:
-            core = PoolCore(config, codec, nursery, observer)
+            core = PoolCore(config, codec, nursery, observer, latest_first=latest_first)
             try:
                 with core.body_scope:
                     await core.open()

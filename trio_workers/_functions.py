@@ -1,6 +1,7 @@
 """Between calls of Python functions and messages: what a Python pool puts on top of a core."""
 
 import functools
+import importlib
 import inspect
 import itertools
 import pickle
@@ -181,12 +182,12 @@ def _new_plain_pickler(file: BytesIO, keep: Buffers) -> _Pickler:
 
 def _load_cloudpickle() -> Callable[[BytesIO, Buffers], _Pickler]:
     try:
-        import cloudpickle
+        cloudpickle: Any = importlib.import_module("cloudpickle")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "pickler=\"cloudpickle\" needs the extra: pip install 'trio_workers[cloudpickle]'", name="cloudpickle"
         ) from None
-    pickler = cast("Callable[..., _Pickler]", cloudpickle.CloudPickler)  # pyright: ignore[reportUnknownMemberType]
+    pickler: Callable[..., _Pickler] = cloudpickle.CloudPickler
     return lambda file, keep: pickler(file, PROTOCOL, buffer_callback=keep)
 
 

@@ -47,13 +47,14 @@ def interpreter() -> list[str]:
     """Return the command of an interpreter like this one: the same program, with the same flags."""
     if not sys.executable or getattr(sys, "frozen", False):
         raise RuntimeError(
-            "sys.executable names no Python interpreter, as in a frozen program; a Python pool needs one to start workers"
+            "sys.executable names no Python interpreter, as in a frozen program; a Python pool needs one for workers"
         )
     own = cast("Any", subprocess)._args_from_interpreter_flags  # as multiprocessing has it
     flags: list[str] = own()
     given = {flags[at + 1] for at in range(len(flags) - 1) if flags[at] == "-X"}
     given |= {flag[2:] for flag in flags if flag.startswith("-X")}
-    for option, value in sys._xoptions.items():
+    options: dict[str, str | bool] = cast("Any", sys)._xoptions
+    for option, value in options.items():
         text = option if value is True else f"{option}={value}"
         if text not in given:
             flags += ["-X", text]
@@ -106,7 +107,7 @@ class PythonFactory(Factory):
         """Return what a child must know, as it is now."""
         return pickle.dumps(
             {
-                "path": [_absolute(entry) for entry in sys.path if isinstance(entry, str)],
+                "path": [_absolute(entry) for entry in sys.path],
                 "argv": list(sys.argv),
                 "main": self.main,
                 "pickler": self.pickler,

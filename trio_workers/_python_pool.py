@@ -229,7 +229,7 @@ def open_python_pool(
     num_workers: int | None = None,
     *,
     initializer: Callable[..., object] | None = None,
-    initargs: Sequence[Any] = (),
+    initargs: Iterable[Any] = (),
     pickler: PicklerName = "pickle",
     observer: Observer | None = None,
     max_executions: int = 0,
@@ -260,8 +260,9 @@ def open_python_pool(
     """
     check_not_importing()
     check_observer(observer)
-    if not isinstance(initargs, Sequence) or isinstance(initargs, str | bytes):
-        raise TypeError(f"initargs must be a sequence of arguments, not {type(initargs).__name__}")
+    if isinstance(initargs, str | bytes):
+        raise TypeError(f"initargs must be a tuple of arguments, not {type(initargs).__name__}")
+    initargs = tuple(initargs)
     main = describe_main()
     codec = FunctionCodec(pickler, max_frame_size, main if isinstance(main, str) else "")
     encoded = None if initializer is None else codec.encode_initializer(initializer, initargs)
@@ -287,7 +288,7 @@ def open_python_pool(
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[PythonPool]:
-        async with open_core(config, codec, observer) as core:
+        async with open_core(config, codec, observer, latest_first=True) as core:
             yield PythonPool._create(core, codec)  # pyright: ignore[reportPrivateUsage]
 
     return Block(block(), "open_python_pool")

@@ -229,6 +229,7 @@ class Roster:
         max_executions: int = 0,
         max_queue: int | None = None,
         capacity: int = 1,
+        latest_first: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         self.target = target
@@ -245,6 +246,7 @@ class Roster:
         self._limit = max_executions
         self._max_queue = max_queue
         self._capacity = capacity
+        self._latest_first = latest_first
         self._rng = rng or random.Random()
         self._free: OrderedDict[Seat, None] = OrderedDict()
         self._waiting: OrderedDict[Job, None] = OrderedDict()
@@ -547,8 +549,8 @@ class Roster:
         return NOTHING
 
     def _find_seat(self, job: Job) -> Seat | None:
-        """Find the seat that has been free for longest; a lease needs one without any job."""
-        for seat in self._free:
+        """Find the seat that has been free for longest, or shortest; a lease needs one without any job."""
+        for seat in reversed(self._free) if self._latest_first else self._free:
             if not (job.lease and seat.jobs):
                 return seat
         return None

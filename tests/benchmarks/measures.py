@@ -5,6 +5,7 @@ figure is a list with one value for each round: ratios are taken within a round,
 """
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -23,23 +24,25 @@ WARM_UP: Final = 0.1
 
 @attrs.frozen
 class Pace:
-    """How much is measured: `rounds`, of `turns` for each subject, of `seconds`."""
+    """How much is measured: `rounds`, of `turns` for each subject, of `seconds`; `items` of a map of functions."""
 
     rounds: int
     turns: int
     seconds: float
+    items: int
 
 
-FULL: Final = Pace(rounds=7, turns=4, seconds=0.1)
-QUICK: Final = Pace(rounds=3, turns=2, seconds=0.05)
+FULL: Final = Pace(rounds=7, turns=4, seconds=0.1, items=100_000)
+QUICK: Final = Pace(rounds=3, turns=2, seconds=0.05, items=5_000)
 
 
 @attrs.frozen
 class Latency:
-    """Of one caller's calls, one value for each round, in seconds."""
+    """Of one caller's calls, one value for each round: two in seconds, and how many calls a second there were."""
 
-    p50: list[float]
-    p99: list[float]
+    p50: list[float] = attrs.field(factory=list)
+    p99: list[float] = attrs.field(factory=list)
+    rate: list[float] = attrs.field(factory=list)
 
 
 @asynccontextmanager
@@ -100,19 +103,27 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def measure_latency(calls: Mapping[str, Call], pace: Pace) -> dict[str, Latency]:
-    """Measure how long one caller's calls take."""
-    for call in calls.values():
-        await call_for(call, WARM_UP)
-    results = {name: Latency([], []) for name in calls}
+async def measure_latency(
+    runs: Mapping[str, Callable[[float], Awaitable[list[float]]]], pace: Pace
+) -> dict[str, Latency]:
+    """Measure how long one caller's calls take; a run takes seconds and returns how long each of its calls took."""
+    for run in runs.values():
+        await run(WARM_UP)
+    results = {name: Latency() for name in runs}
     for _ in range(pace.rounds):
-        taken: dict[str, list[float]] = {name: [] for name in calls}
-        for name in in_turn(list(calls), pace.turns):
-            taken[name] += await call_for(calls[name], pace.seconds)
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for name in in_turn(list(runs), pace.turns):
+            taken[name] += await runs[name](pace.seconds)
         for name, values in taken.items():
             results[name].p50.append(percentile(values, 0.5))
             results[name].p99.append(percentile(values, 0.99))
+            results[name].rate.append(len(values) / sum(values))
     return results
+
+
+def caller_of(call: Call) -> Callable[[float], Awaitable[list[float]]]:
+    """Make a run of `measure_latency` of a call."""
+    return functools.partial(call_for, call)
 
 
 async def measure_rates(

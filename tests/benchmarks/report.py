@@ -15,8 +15,29 @@ from typing import Final
 
 import attrs
 
-BEGIN: Final = "<!-- benchmarks: begin; written by python -m tests.benchmarks --write, don't edit -->"
-END: Final = "<!-- benchmarks: end -->"
+
+@attrs.frozen
+class Part:
+    """Tables that are measured and written together, between two comments of the page.
+
+    `heading` is what a page that has no such comments gets at its end, before them.
+    """
+
+    begin: str
+    end: str
+    heading: str
+
+
+COMMANDS: Final = Part(
+    "<!-- benchmarks: begin; written by python -m tests.benchmarks --write, don't edit -->",
+    "<!-- benchmarks: end -->",
+    "## Results",
+)
+FUNCTIONS: Final = Part(
+    "<!-- benchmarks of functions: begin; written by python -m tests.benchmarks --write, don't edit -->",
+    "<!-- benchmarks of functions: end -->",
+    "## Results of Python functions as jobs",
+)
 
 
 def number(value: float) -> str:
@@ -31,6 +52,10 @@ def micro(seconds: float) -> str:
 
 def milli(seconds: float) -> str:
     return f"{number(seconds * 1e3)} ms"
+
+
+def seconds(value: float) -> str:
+    return f"{number(value)} s"
 
 
 def per_second(rate: float) -> str:
@@ -89,9 +114,10 @@ class Table:
         return f"### {self.title}\n\n{self.note}\n\n{body}\n"
 
 
-def describe_machine(load: float) -> Table:
+def describe_machine(load: float, part: Part) -> Table:
     """Say where the figures come from; `load` is the load average before the first of them."""
-    table = Table("The machine", "Where and with what the tables above were measured.", ["what", "which"])
+    title = "The machine" if part is COMMANDS else "The machine, for functions"
+    table = Table(title, "Where and with what the tables above were measured.", ["what", "which"])
     usable = len(os.sched_getaffinity(0))
     table.add("cores", f"{usable} of {os.cpu_count()}" if usable != os.cpu_count() else str(usable))
     table.add("CPU", cpu_model())
@@ -101,7 +127,11 @@ def describe_machine(load: float) -> Table:
     table.add("trio_workers", own_version())
     for name in ("trio", "attrs", "trio-parallel", "anyio"):
         table.add(name, version_of(name))
-    table.add("PHP", output_of("php", "-r", "echo PHP_VERSION;") or "not installed")
+    if part is FUNCTIONS:
+        for name in ("Pebble", "loky", "numpy"):
+            table.add(name, version_of(name))
+    else:
+        table.add("PHP", output_of("php", "-r", "echo PHP_VERSION;") or "not installed")
     table.add("date", time.strftime("%Y-%m-%d", time.gmtime()))
     return table
 
@@ -136,12 +166,14 @@ def output_of(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def write_page(path: Path, tables: Iterable[Table], how: str) -> None:
-    """Put the tables between the two comments of the page."""
+def write_page(path: Path, part: Part, tables: Iterable[Table], how: str) -> None:
+    """Put the tables between the two comments of the page, and these at its end if it has none."""
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    if part.begin not in text and part.end not in text:
+        text = f"{text.rstrip()}\n\n{part.heading}\n\n{part.begin}\n{part.end}\n"
+    before, begin, rest = text.partition(part.begin)
+    _, end, after = rest.partition(part.end)
     if not begin or not end:
-        sys.exit(f"{path} must hold these two lines, for the tables to go between:\n{BEGIN}\n{END}")
+        sys.exit(f"{path} must hold both of these two lines, for the tables to go between:\n{part.begin}\n{part.end}")
     generated = "\n".join([how, "", *map(str, tables)])
     path.write_text(f"{before}{begin}\n\n{generated}\n{end}{after}", encoding="utf-8")

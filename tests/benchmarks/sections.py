@@ -1,20 +1,23 @@
-"""The tables, one function each, and the command that measures them all."""
+"""The tables of commands as workers, one function each, and the command that measures all there are."""
 
 import argparse
 import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from tests.benchmarks.function_sections import FUNCTION_SECTIONS
 from tests.benchmarks.measures import (
     FULL,
     QUICK,
     Pace,
+    caller_of,
     callers_of,
     in_turn,
     measure_crash,
@@ -25,6 +28,9 @@ from tests.benchmarks.measures import (
     opened,
 )
 from tests.benchmarks.report import (
+    COMMANDS,
+    FUNCTIONS,
+    Part,
     Table,
     describe_machine,
     mebibytes,
@@ -70,7 +76,7 @@ async def latency(pace: Pace) -> list[Table]:
         ["who", "p50", "p99", "p50 / floor", "p99 / floor"],
     )
     async with opened(subjects, 1) as them:
-        results = await measure_latency({name: it.prepare(BODY) for name, it in them.items()}, pace)
+        results = await measure_latency({name: caller_of(it.prepare(BODY)) for name, it in them.items()}, pace)
     floor = results[FLOOR.name]
     for subject in subjects:
         if subject.missing is not None:
@@ -305,7 +311,7 @@ async def memory(pace: Pace) -> list[Table]:
     return [table]
 
 
-SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
+COMMAND_SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
     "latency": latency,
     "rates": rates,
     "large": large,
@@ -315,39 +321,63 @@ SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
     "crash": crashes,
     "memory": memory,
 }
+PARTS: Final = {"commands": (COMMANDS, COMMAND_SECTIONS), "functions": (FUNCTIONS, FUNCTION_SECTIONS)}
 
 
-def measure(names: Sequence[str], pace: Pace) -> list[Table]:
-    """Measure each section in an event loop of its own: the processes of anyio live as long as theirs."""
-    tables: list[Table] = []
-    for name in names:
-        start = time.perf_counter()
-        print(f"measuring: {name} ...", end="", file=sys.stderr, flush=True)
-        tables += trio.run(SECTIONS[name], pace)
-        print(f" {time.perf_counter() - start:.0f} s", file=sys.stderr)
+def measure(section: Callable[[Pace], Awaitable[list[Table]]], name: str, pace: Pace) -> list[Table] | None:
+    """Measure one section, or show why that failed.
+
+    Each in an event loop of its own: the processes of anyio live as long as theirs.
+    """
+    start = time.perf_counter()
+    print(f"measuring: {name} ...", end="", file=sys.stderr, flush=True)
+    try:
+        tables = trio.run(section, pace)
+    except Exception:
+        print(" failed", file=sys.stderr)
+        traceback.print_exc()
+        return None
+    print(f" {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return tables
 
 
 def main() -> None:
     """Run as a script."""
+    every = [name for part, (_, sections) in PARTS.items() for name in (part, *sections)]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measure, and print the tables.")
     parser.add_argument("--quick", action="store_true", help="shorter and fewer rounds: to try it, not to quote")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="TABLE", help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--only", nargs="+", choices=every, metavar="WHAT", help=f"some of {', '.join(every)}")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables into this page of the docs too")
     arguments = parser.parse_args()
-    if arguments.write and arguments.only:
-        parser.error("--write writes all tables or none; leave out --only")
+    wanted = set(arguments.only or PARTS)
+    if arguments.write and not wanted <= set(PARTS):
+        parser.error(f"--write writes whole parts: only {' and '.join(PARTS)} go with it")
     load = os.getloadavg()[0]
     pace = QUICK if arguments.quick else FULL
     logging.getLogger("trio_workers").setLevel(logging.ERROR)  # the crashes are meant
-    tables = measure(arguments.only or list(SECTIONS), pace)
-    tables.append(describe_machine(load))
     how = (
         f"Medians of {pace.rounds} rounds, and in parentheses the least and the greatest of them; ratios are taken "
         "within a round."
     )
     if arguments.quick:
         how += " **Measured with `--quick`: to try it, not to quote.**"
-    print(how, *tables, sep="\n\n")
+    pages: list[tuple[Part, list[Table]]] = []
+    failed: list[str] = []
+    for name, (part, sections) in PARTS.items():
+        names = [section for section in sections if wanted & {name, section}]
+        tables: list[Table] = []
+        for section in names:
+            measured = measure(sections[section], section, pace)
+            if measured is None:
+                failed.append(section)
+            else:
+                tables += measured
+        if names:
+            pages.append((part, [*tables, describe_machine(load, part)]))
+    for part, tables in pages:
+        print(part.heading, how, *tables, sep="\n\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}{'; nothing is written' if arguments.write else ''}")
     if arguments.write:
-        write_page(arguments.write, tables, how)
+        for part, tables in pages:
+            write_page(arguments.write, part, tables, how)

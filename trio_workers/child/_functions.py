@@ -7,9 +7,6 @@ Imports cost start-up time and memory, of every worker: this module imports C mo
 `importlib` when they are first needed.
 """
 
-import _pickle as pickle
-import _signal as signal
-import _socket as socket
 import faulthandler
 import os
 import select
@@ -23,7 +20,6 @@ from .._calls import (
     ERROR,
     FROM_POOL,
     HELLO,
-    JOINED,
     MOST_BUFFERS,
     OUT_OF_BAND,
     PART,
@@ -41,8 +37,16 @@ from . import _main_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import pickle
+    import signal
+    import socket
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Final
+else:
+    # The C halves of them, which are all we need: the others import enum and re.
+    import _pickle as pickle
+    import _signal as signal
+    import _socket as socket
 
 READ_SIZE: "Final" = 65536
 """Bytes asked for in one read: most messages are smaller, and what is larger is read in place."""
@@ -71,7 +75,7 @@ class Child:
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
-        self._by_value = False
+        self._dumps: Callable[..., bytes] = pickle.dumps
         self._known: dict[bytes, tuple[dict[str, Any], str, Callable[..., Any]]] = {}
         self._buffers: list[memoryview] = []
         # A copy of stderr that a job can't close by closing 2: for what the interpreter says as it dies.
@@ -90,7 +94,7 @@ class Child:
             try:
                 if space is not None:
                     count = self._connection.recv_into(space)
-                    del space
+                    space.release()
                     decoder.filled(count)
                     if not count:
                         return None
@@ -144,7 +148,8 @@ class Child:
         sys.path[:] = hello["path"]
         sys.argv[:] = hello["argv"]
         _main_module.install(hello["main"])
-        self._by_value = hello["pickler"] == "cloudpickle"
+        if hello["pickler"] == "cloudpickle":
+            self._dumps = _dumps_by_value
         if hello["initializer"] is not None:
             try:
                 function, arguments = pickle.loads(hello["initializer"])
@@ -194,7 +199,7 @@ class Child:
                     _close(context, parts)
                     break
                 try:
-                    part = context.run(next, parts)  # type: ignore[arg-type]
+                    part = context.run(next, parts)
                 except StopIteration:
                     break
                 pieces = self._encode(PART, id_, part, function)
@@ -227,19 +232,20 @@ class Child:
             count = load()
             function = load()
             arguments: list[object] = []
-            for position in range(1, count + 1):
+            while position < count:
+                position += 1
                 arguments.append(load())
             return function, arguments
         except BaseException as error:
             what = f"argument {position} of {_name(function)}" if position else "the function"
             raise JobFailed(f"{what} can't be unpickled in the worker: {type(error).__name__}: {error}") from error
 
-    def _find(self, pickled: "bytes | bytearray") -> "Callable[..., Any]":
+    def _find(self, pickled: bytes) -> "Callable[..., Any]":
         """Unpickle a function that is pickled by its name, or remember it, as long as that name still means it."""
-        pickled = bytes(pickled)
         known = self._known.get(pickled)
         if known is not None and known[0].get(known[1]) is known[2]:
-            return known[2]
+            found: Callable[..., Any] = known[2]
+            return found
         function: Callable[..., Any] = pickle.loads(pickled)
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
         if isinstance(module, str) and module in sys.modules:
@@ -254,12 +260,7 @@ class Child:
         try:
             if type(result) is bytes and len(result) >= OUT_OF_BAND:
                 result = pickle.PickleBuffer(result)
-            if self._by_value:
-                import cloudpickle
-
-                body = cloudpickle.dumps(result, 5, buffer_callback=self._keep)
-            else:
-                body = pickle.dumps(result, 5, buffer_callback=self._keep)
+            body = self._dumps(result, 5, buffer_callback=self._keep)
         except BaseException as error:
             self._buffers.clear()
             what = "a part of the stream of" if kind == PART else "the result of"
@@ -311,18 +312,12 @@ class Child:
             return self._try_error([(error, None, None, False)])
 
     def _try_error(self, links: "Sequence[tuple[BaseException, object, object, bool]]") -> bytes:
-        data = self._dumps(links)
-        kind, back = type(links[0][0]), type(pickle.loads(data)[0][0])
+        data = self._dumps(links, 5)
+        kind: type = type(links[0][0])
+        read: list[tuple[object, ...]] = pickle.loads(data)
+        back: type = type(read[0][0])
         if back is not kind:
             raise TypeError(f"{kind.__name__} comes back from pickle as {back.__name__}")
-        return data
-
-    def _dumps(self, value: object) -> bytes:
-        if not self._by_value:
-            return pickle.dumps(value, 5)
-        import cloudpickle
-
-        data: bytes = cloudpickle.dumps(value, 5)
         return data
 
     # between jobs
@@ -362,6 +357,11 @@ class Child:
             os.set_inheritable(0, True)
 
 
+def _dumps_by_value(value: object, protocol: int, **options: object) -> bytes:
+    dumps: Callable[..., bytes] = __import__("cloudpickle").dumps
+    return dumps(value, protocol, **options)
+
+
 def _iterate(context: Context, function: "Callable[..., Any]", arguments: "Sequence[object]") -> "Iterator[object]":
     result = context.run(function, *arguments)
     try:
@@ -386,7 +386,7 @@ def _close(context: Context, parts: "Iterator[object]") -> None:
 
 def _close_anyhow(context: Context, parts: "Iterator[object]") -> None:
     """After an error: one more says nothing new."""
-    try:
+    try:  # noqa: SIM105 - contextlib takes long to import
         _close(context, parts)
     except BaseException:
         pass
@@ -429,9 +429,8 @@ def _links(error: BaseException) -> "list[tuple[BaseException, BaseException | N
     """List an exception and all that hang on it (causes, contexts, members of groups), each with what it hangs on."""
     found = [error]
     for one in found:
-        nearby = [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            nearby += one.exceptions
+        nearby: list[BaseException | None] = [one.__cause__, one.__context__]
+        nearby += _main_module.members(one)
         found += [other for other in nearby if other is not None and not any(other is known for known in found)]
     return [(one, one.__cause__, one.__context__, one.__suppress_context__) for one in found]
 
@@ -443,7 +442,7 @@ def _flush() -> None:
             if stream is not None:
                 stream.flush()
         except Exception:
-            pass
+            continue
     ctypes = sys.modules.get("ctypes")
     if ctypes is not None:
         ctypes.pythonapi.fflush(None)  # what C code has printed; where it isn't loaded the end of the process does it
@@ -456,16 +455,20 @@ def _end(child: Child) -> None:
     threading = sys.modules.get("threading")
     if threading is None or all(one.daemon or one is threading.main_thread() for one in threading.enumerate()):
         return  # the interpreter's own way
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     _flush()
     os._exit(0)
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    return
 
 
 def main(fd: int) -> None:
     """Serve until the pool says stop or is gone."""
     os.set_inheritable(fd, False)
-    # The pool decides when its workers end. A function instead of SIG_IGN, which programs started by jobs would inherit.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    # The pool decides when its workers end. A function, for SIG_IGN would be inherited by programs that jobs start.
+    signal.signal(signal.SIGINT, _do_nothing)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]

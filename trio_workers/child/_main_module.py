@@ -11,6 +11,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType, ModuleType
+    from typing import Any
 
 NAME = "__mp_main__"
 
@@ -90,10 +91,15 @@ def _first(error: BaseException) -> str:
     for one in seen:
         if GUARD in str(one) and not isinstance(one, BaseExceptionGroup):
             return GUARD
-        if isinstance(one, BaseExceptionGroup):
-            seen += one.exceptions
+        seen += members(one)
         seen += [other for other in (one.__cause__, one.__context__) if other is not None and other not in seen]
     return f"{type(error).__name__}: {error}"
+
+
+def members(error: object) -> "tuple[BaseException, ...]":
+    """Return what an exception group holds; nothing for any other exception."""
+    held: tuple[BaseException, ...] = getattr(error, "exceptions", ()) if isinstance(error, BaseExceptionGroup) else ()
+    return held
 
 
 def _find_code(module: "ModuleType", kind: str, where: str) -> "CodeType":
@@ -120,7 +126,8 @@ def _find_code(module: "ModuleType", kind: str, where: str) -> "CodeType":
     module.__spec__ = spec
     module.__package__ = spec.parent
     module.__loader__ = spec.loader
-    found = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
-    assert found is not None
-    code = found
-    return code
+    loader: Any = spec.loader
+    found: CodeType | None = loader.get_code(spec.name)
+    if found is None:
+        raise ImportError(f"there is no code of {spec.name}")
+    return found

@@ -1,0 +1,376 @@
+"""The tables of Python functions as jobs, one function each: ours and the peers (`function_pools`), side by side."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+import attrs
+import trio
+
+from tests.benchmarks import cold
+from tests.benchmarks.function_pools import (
+    ALL,
+    CHUNK,
+    FORKED,
+    OURS,
+    Awaited,
+    Blocking,
+    Candidate,
+    bring_up_awaited,
+    bring_up_blocking,
+)
+from tests.benchmarks.functions import give_back
+from tests.benchmarks.measures import (
+    Latency,
+    Pace,
+    call_for,
+    call_side_by_side,
+    in_turn,
+    measure_latency,
+    measure_rates,
+)
+from tests.benchmarks.report import Table, mebibytes, micro, milli, per_second, ratios, seconds, spread
+
+TINY: Final = b"0123456789"
+CALLERS: Final = 64
+WORKERS: Final = 2
+"""Of the tables that have one number of workers, and more than one caller."""
+WORKERS_AT_REST: Final = 4
+"""Whose memory is looked at: some, so that what they share shows in PSS."""
+ARRAY: Final = 64 * 2**20
+"""Bytes of the array."""
+HUNG: Final = 60.0
+"""Seconds after which a fresh interpreter counts as hung."""
+ROOT: Final = Path(__file__).parent.parent.parent
+
+
+# one face for both kinds of pools
+
+
+@attrs.frozen(kw_only=True)
+class Driver:
+    """What is measured of an open pool, each for seconds: in trio's thread, or in one that nothing else runs in."""
+
+    check: Callable[[object], Awaitable[object]]
+    one_caller: Callable[[object, float], Awaitable[list[float]]]
+    many_callers: Callable[[object, float], Awaitable[tuple[int, float]]]
+    map_all: Callable[[Iterable[object], int], Awaitable[list[Any]]]
+
+
+def drive_awaited(pool: Awaited) -> Driver:
+    return Driver(
+        check=functools.partial(pool.call, give_back),
+        one_caller=lambda value, seconds: call_for(functools.partial(pool.call, give_back, value), seconds),
+        many_callers=lambda value, seconds: call_side_by_side(
+            functools.partial(pool.call, give_back, value), CALLERS, seconds
+        ),
+        map_all=functools.partial(pool.map, give_back),
+    )
+
+
+def drive_blocking(pool: Blocking) -> Driver:
+    def one_caller(value: object, seconds: float) -> list[float]:
+        # As `call_for`.
+        clock = time.perf_counter
+        taken: list[float] = []
+        before = clock()
+        end = before + seconds
+        while before < end:
+            pool.call(give_back, value)
+            after = clock()
+            taken.append(after - before)
+            before = clock()
+        return taken
+
+    def many_callers(value: object, seconds: float) -> tuple[int, float]:
+        # Quicker, when tried, for each of the peers than as many threads that wait for their results.
+        clock = time.perf_counter
+        over: SimpleQueue[BaseException | None] = SimpleQueue()
+        start = clock()
+        end = start + seconds
+        for _ in range(CALLERS):
+            pool.submit(give_back, value, over.put)
+        count = outstanding = CALLERS
+        while outstanding:
+            error = over.get()
+            if error is not None:
+                raise error
+            if clock() < end:
+                pool.submit(give_back, value, over.put)
+                count += 1
+            else:
+                outstanding -= 1
+        return count, clock() - start
+
+    in_thread = trio.to_thread.run_sync
+    return Driver(
+        check=functools.partial(in_thread, pool.call, give_back),
+        one_caller=functools.partial(in_thread, one_caller),
+        many_callers=functools.partial(in_thread, many_callers),
+        map_all=functools.partial(in_thread, pool.map, give_back),
+    )
+
+
+@asynccontextmanager
+async def opened(workers: int) -> AsyncIterator[dict[str, Driver]]:
+    """Open all that are there, by name, with all their workers up."""
+    async with AsyncExitStack() as stack:
+        drivers: dict[str, Driver] = {}
+        for candidate in present():
+            if candidate.open_awaited is not None:
+                pool = await stack.enter_async_context(candidate.open_awaited(workers))
+                await bring_up_awaited(pool, workers)
+                drivers[candidate.name] = drive_awaited(pool)
+            else:
+                assert candidate.open_blocking is not None
+                blocking = stack.enter_context(candidate.open_blocking(workers))
+                await trio.to_thread.run_sync(bring_up_blocking, blocking, workers)
+                drivers[candidate.name] = drive_blocking(blocking)
+        yield drivers
+
+
+def present() -> list[Candidate]:
+    return [candidate for candidate in ALL if candidate.missing is None]
+
+
+def fill(table: Table, cells: Callable[[str], Sequence[str]], candidates: Iterable[Candidate] = ALL) -> Table:
+    """Add a row for each, with what `cells` has for its name."""
+    for candidate in candidates:
+        if candidate.missing is not None:
+            table.add_missing(candidate.name, candidate.missing)
+        else:
+            table.add(candidate.name, *cells(candidate.name))
+    return table
+
+
+# the tables
+
+
+async def driven(pace: Pace) -> list[Table]:
+    table = Table(
+        "How each was driven",
+        "Those that are awaited run in trio's thread, the others in a plain thread while trio sleeps. The job is a "
+        "function of a module that returns its argument, or, for memory, one that sleeps a moment.",
+        ["who", "workers are started by", "one caller", f"{CALLERS} callers", "map"],
+    )
+    for it in ALL:
+        table.add(it.name, it.start, it.one, it.many, it.whole)
+    return [table]
+
+
+async def one_caller(pace: Pace) -> list[Table]:
+    table = Table(
+        "A tiny function, one caller, one worker",
+        f"How long a call with {len(TINY)} bytes takes, and in multiples of {OURS.name!r}.",
+        ["who", "p50", "p99", "p50 / ours", "p99 / ours"],
+    )
+    async with opened(1) as them:
+        runs = {name: functools.partial(it.one_caller, TINY) for name, it in them.items()}
+        results = await measure_latency(runs, pace)
+    ours = results[OURS.name]
+    return [
+        fill(
+            table,
+            lambda name: [
+                spread(results[name].p50, micro),
+                spread(results[name].p99, micro),
+                ratios(results[name].p50, ours.p50),
+                ratios(results[name].p99, ours.p99),
+            ],
+        )
+    ]
+
+
+async def many_callers(pace: Pace) -> list[Table]:
+    counts = (1, WORKERS, 2 * WORKERS)
+    table = Table(
+        f"Calls of a tiny function a second, {CALLERS} callers",
+        f"Arguments of {len(TINY)} bytes. In brackets behind each rate: in multiples of {OURS.name!r}.",
+        ["who", *(f"{workers} worker{'s' if workers > 1 else ''}" for workers in counts)],
+    )
+    by_workers: list[dict[str, list[float]]] = []
+    for workers in counts:
+        async with opened(workers) as them:
+            runs = {name: functools.partial(it.many_callers, TINY) for name, it in them.items()}
+            by_workers.append(await measure_rates(runs, pace))
+    return [
+        fill(
+            table,
+            lambda name: [
+                f"{spread(results[name], per_second)} [{ratios(results[name], results[OURS.name])}]"
+                for results in by_workers
+            ],
+        )
+    ]
+
+
+async def maps(pace: Pace) -> list[Table]:
+    table = Table(
+        f"map of {pace.items:,} calls of a tiny function",
+        f"How long the whole takes with {WORKERS} workers, in order, and in multiples of {OURS.name!r}. One call a "
+        f"message, run once for each; and {CHUNK:,} calls a message (`chunksize={CHUNK}`), in rounds, where the map "
+        "has chunks.",
+        ["who", "chunksize 1", "/ ours", f"chunksize {CHUNK:,}", "/ ours, chunksize 1"],
+    )
+    items = range(pace.items)
+    expected = list(items)
+
+    async def run(it: Driver, chunk: int) -> float:
+        start = time.perf_counter()
+        results = await it.map_all(items, chunk)
+        taken = time.perf_counter() - start
+        assert results == expected
+        return taken
+
+    single: dict[str, list[float]] = {}
+    chunked: dict[str, list[float]] = {candidate.name: [] for candidate in present() if candidate.chunks}
+    async with opened(WORKERS) as them:
+        for name, it in them.items():
+            single[name] = [await run(it, 1)]
+        for _ in range(pace.rounds):
+            for name in in_turn(list(chunked), 1):
+                chunked[name].append(await run(them[name], CHUNK))
+    ours = single[OURS.name]
+
+    def cells(name: str) -> Sequence[str]:
+        row = [spread(single[name], seconds), ratios(single[name], ours)]
+        if name not in chunked:
+            return [*row, "has no chunks", "-"]
+        return [*row, spread(chunked[name], seconds), ratios(chunked[name], ours * pace.rounds)]
+
+    return [fill(table, cells)]
+
+
+async def large(pace: Pace) -> list[Table]:
+    data = os.urandom(2**20)
+    tables = [
+        await there_and_back(
+            "1 MiB of bytes there and back", "`bytes`, returned as they are.", data, micro, data.__eq__, pace
+        )
+    ]
+    title, note = "A numpy array of 64 MiB there and back", "8,388,608 floats, returned as they are."
+    try:
+        import numpy
+    except ImportError:
+        table = Table(title, note, ["who", "measured"])
+        table.add("all", "numpy is not installed: pip install 'trio_workers[bench]'")
+        return [*tables, table]
+    array = numpy.random.default_rng(0).random(ARRAY // 8)
+    once = attrs.evolve(pace, turns=1)
+    same = functools.partial(numpy.array_equal, array)
+    return [*tables, await there_and_back(title, note, array, milli, same, once)]
+
+
+async def there_and_back(
+    title: str, note: str, value: object, show: Callable[[float], str], same: Callable[[Any], Any], pace: Pace
+) -> Table:
+    """Send something large to a worker and have it back."""
+    table = Table(
+        title,
+        f"{note} One caller, one worker: how long a call takes, how many there are a second, and both in multiples of "
+        f"{OURS.name!r}.",
+        ["who", "p50", "a second", "p50 / ours", "a second / ours"],
+    )
+    async with opened(1) as them:
+        for name, it in them.items():
+            assert same(await it.check(value)), f"{name} changed it"
+        runs = {name: functools.partial(it.one_caller, value) for name, it in them.items()}
+        results: dict[str, Latency] = await measure_latency(runs, pace)
+    ours = results[OURS.name]
+    return fill(
+        table,
+        lambda name: [
+            spread(results[name].p50, show),
+            spread(results[name].rate, per_second),
+            ratios(results[name].p50, ours.p50),
+            ratios(results[name].rate, ours.rate),
+        ],
+    )
+
+
+def run_cold(what: str, name: str, workers: int) -> tuple[float, ...]:
+    """Run `cold` in a fresh interpreter; return when it was started (the monotonic clock's time) and its numbers."""
+    start = time.monotonic()
+    argv = [sys.executable, "-m", "tests.benchmarks.cold", what, name, str(workers)]
+    done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=HUNG, check=True)
+    return start, *map(float, done.stdout.split())
+
+
+async def from_cold(pace: Pace) -> list[Table]:
+    table = Table(
+        "First result from cold",
+        f"With {WORKERS} workers: from the start of a fresh interpreter, which imports the pool, opens it and calls a "
+        "tiny function, to its result; and the part of that from opening the pool on. Some start one worker at first "
+        f"and others all. In multiples of {OURS.name!r}.",
+        ["who", "interpreter to result", "/ ours", "opening to result", "/ ours"],
+    )
+    candidates = [*ALL, *FORKED]
+    names = [cold.NOTHING, cold.TRIO, *(it.name for it in candidates if it.missing is None)]
+    whole: dict[str, list[float]] = {name: [] for name in names}
+    opening: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(pace.rounds):
+        for name in names:
+            start, imported, result = await trio.to_thread.run_sync(run_cold, "first", name, WORKERS)
+            whole[name].append(result - start)
+            opening[name].append(result - imported)
+    for name in (cold.NOTHING, cold.TRIO):
+        table.add(name, spread(whole[name], milli), ratios(whole[name], whole[OURS.name]), "-", "-")
+    return [
+        fill(
+            table,
+            lambda name: [
+                spread(whole[name], milli),
+                ratios(whole[name], whole[OURS.name]),
+                spread(opening[name], milli),
+                ratios(opening[name], opening[OURS.name]),
+            ],
+            candidates,
+        )
+    ]
+
+
+async def at_rest(pace: Pace) -> list[Table]:
+    table = Table(
+        "Memory of idle function workers",
+        f"A pool of {WORKERS_AT_REST} workers in a fresh interpreter, after a job in each. What one worker has on "
+        "average: resident (RSS) and, with what is shared divided among those that share it, proportional (PSS). And "
+        "the PSS of all processes that the pool has started, helpers too. In multiples of "
+        f"{OURS.name!r}. A forked worker begins with what its parent has, which here is a small program.",
+        ["who", "RSS", "/ ours", "PSS", "/ ours", "PSS of all", "/ ours"],
+    )
+    candidates = [*ALL, *FORKED]
+    sizes: dict[str, Sequence[float]] = {}
+    for candidate in candidates:
+        if candidate.missing is None:
+            _, *found = await trio.to_thread.run_sync(run_cold, "memory", candidate.name, WORKERS_AT_REST)
+            sizes[candidate.name] = found
+    ours = sizes[OURS.name]
+    return [
+        fill(
+            table,
+            lambda name: [
+                cell
+                for size, unit in zip(sizes[name], ours, strict=True)
+                for cell in (mebibytes(size), "1" if name == OURS.name else f"{size / unit:.2f}")
+            ],
+            candidates,
+        )
+    ]
+
+
+FUNCTION_SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
+    "functions-driven": driven,
+    "functions-one": one_caller,
+    "functions-many": many_callers,
+    "functions-map": maps,
+    "functions-large": large,
+    "functions-cold": from_cold,
+    "functions-memory": at_rest,
+}

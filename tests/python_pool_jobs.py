@@ -1,0 +1,483 @@
+"""Functions that the tests of Python pools run as jobs.
+
+Workers import this module, so it needs the core of the standard library only. What a single job needs, it imports
+itself.
+"""
+
+import contextvars
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+FOREVER = 1000.0
+
+kept: dict[str, object] = {}
+"""What jobs leave behind in the process."""
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="fresh")
+
+
+def note(path: str | Path, text: object) -> None:
+    """Add a line to a file, in one write."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.002)
+
+
+# results and errors
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def add(*numbers: int, plus: int = 0) -> int:
+    return sum(numbers) + plus
+
+
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def fail_on(number: int, *bad: int) -> int:
+    if number in bad:
+        raise ValueError(f"bad {number}")
+    return number
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def give_pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def stay(started: str, go: str) -> int:
+    """Note the pid, wait until somebody makes the file `go`, and return the pid."""
+    note(started, os.getpid())
+    wait_until(lambda: os.path.exists(go))
+    return os.getpid()
+
+
+def hang(started: str, *_: object) -> NoReturn:
+    note(started, os.getpid())
+    while True:
+        time.sleep(FOREVER)
+
+
+def hang_for(number: int, started: str) -> int:
+    """Return even numbers at once, and hang for odd ones."""
+    if number % 2:
+        hang(started)
+    return number
+
+
+def keep(name: str, value: object) -> int:
+    kept[name] = value
+    return os.getpid()
+
+
+def recall(name: str) -> object:
+    return kept.get(name)
+
+
+async def asynchronous() -> None: ...
+
+
+class Adder:
+    """An object that can be called, and pickled."""
+
+    def __call__(self, value: int) -> int:
+        return value + 1
+
+    def method(self, value: int) -> int:
+        return value + 2
+
+
+# what a job sees
+
+
+def environment(*names: str) -> list[str | None]:
+    return [os.environ.get(name) for name in names]
+
+
+def set_variable(value: str) -> str:
+    """Set the context variable, and return what it was."""
+    before = variable.get()
+    variable.set(value)
+    return before
+
+
+def set_variable_and_stream(value: str) -> Iterator[str]:
+    """Set the context variable, and yield what it is before, after, and one part later."""
+    yield variable.get()
+    variable.set(value)
+    yield variable.get()
+    yield variable.get()
+
+
+# initializers
+
+
+def initialize(path: str, *values: object) -> None:
+    kept["initialized"] = values
+    note(path, os.getpid())
+
+
+def initialize_slowly(path: str) -> None:
+    """Note the pid, and wait as long as there is a file with the suffix ".wait"."""
+    note(path, os.getpid())
+    wait_until(lambda: not os.path.exists(f"{path}.wait"))
+
+
+def initialize_context(value: str) -> None:
+    variable.set(value)
+
+
+def initialize_loudly(text: str) -> None:
+    print(f"{text} out")
+    print(f"{text} unfinished", end="")
+    print(f"{text} err", file=sys.stderr)
+
+
+def initialize_and_fail(text: str) -> None:
+    print(f"before {text}", file=sys.stderr)
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        raise ValueError(text) from error
+
+
+def initialize_but_once(path: str) -> None:
+    """Succeed the first time, and fail as long as there is a file with the suffix ".fail"."""
+    if os.path.exists(f"{path}.fail"):
+        note(path, "failed")
+        raise RuntimeError("not again")
+    note(path, "succeeded")
+
+
+class Unsendable(Exception):
+    """An exception that comes back from pickle as an error."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def initialize_and_raise_unsendable() -> None:
+    raise Unsendable("first", "second")
+
+
+# streams
+
+
+def count(number: int) -> Iterator[int]:
+    yield from range(number)
+
+
+def count_and_fail(number: int) -> Iterator[int]:
+    yield from range(number)
+    raise ValueError(f"after {number}")
+
+
+def count_and_crash(number: int, status: int) -> Iterator[int]:
+    yield from range(number)
+    os._exit(status)
+
+
+def count_and_stay(number: int, started: str, go: str) -> Iterator[int]:
+    yield from range(number)
+    yield stay(started, go)
+
+
+def count_and_hang(number: int, started: str) -> Iterator[int]:
+    yield from range(number)
+    hang(started)
+
+
+def give_list(number: int) -> list[int]:
+    return list(range(number))
+
+
+def give_iterator(number: int) -> Iterator[int]:
+    return iter(range(number))
+
+
+def flood(path: str, size: int) -> Iterator[bytes]:
+    """Yield parts of this size without end, with a byte to a file for each; note in another how it ends."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    part = os.urandom(size)
+    try:
+        while True:
+            os.write(fd, b".")
+            yield part
+    except GeneratorExit:
+        note(f"{path}.end", "closed")
+        raise
+    finally:
+        os.close(fd)
+
+
+def part_without_pickle(number: int) -> Iterator[object]:
+    yield from range(number)
+    yield threading.Lock()
+
+
+def hang_on_close(path: str) -> Iterator[int]:
+    try:
+        yield 1
+        yield 2
+    finally:
+        note(path, "closing")
+        time.sleep(FOREVER)
+
+
+def go_on_after_close(path: str) -> Iterator[int]:
+    number = 0
+    while True:
+        try:
+            yield number
+        except GeneratorExit:
+            note(path, "asked to close")
+        number += 1
+
+
+def fail_on_close() -> Iterator[int]:
+    try:
+        yield 1
+        yield 2
+    finally:
+        raise ValueError("while it closed")
+
+
+# ends
+
+
+def say_and_exit(text: str, status: int) -> NoReturn:
+    print(text, file=sys.stderr)
+    os._exit(status)
+
+
+def flood_and_exit(lines: int) -> NoReturn:
+    for number in range(lines):
+        print(f"line {number}")
+    os._exit(9)
+
+
+def segfault() -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def segfault_in_a_thread() -> None:
+    thread = threading.Thread(target=segfault)
+    thread.start()
+    thread.join()
+
+
+def kill_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(FOREVER)
+
+
+def close_relay() -> None:
+    """Close whatever socket there is, and go on."""
+    for fd in relays():
+        os.close(fd)
+    time.sleep(FOREVER)
+
+
+def relays() -> list[int]:
+    """The relay's descriptor: the only socket of the process."""
+    found: list[int] = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:"):
+            found.append(int(name))
+    return found
+
+
+def write_to_relay(data: bytes) -> str:
+    (fd,) = relays()
+    os.write(fd, data)
+    return "and the true answer"
+
+
+def write_to_relay_and_exit(data: bytes) -> NoReturn:
+    write_to_relay(data)
+    os._exit(7)
+
+
+def write_to_relay_later(data: bytes, go: str, done: str) -> None:
+    """Leave a thread behind that writes to the relay when it is told to."""
+
+    def write() -> None:
+        wait_until(lambda: os.path.exists(go))
+        write_to_relay(data)
+        note(done, "written")
+
+    threading.Thread(target=write, daemon=True).start()
+
+
+def forge_answer(value: object, go: str | None = None) -> str:
+    """Answer this job, as the child would do; wait if told to; and then let the child answer as well."""
+    import pickle
+
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and "id_" not in frame.f_locals:
+        frame = frame.f_back
+    assert frame is not None
+    from trio_workers._calls import RESULT, encode
+
+    for piece in encode(RESULT, frame.f_locals["id_"], pickle.dumps(value, 5)):
+        write_to_relay(bytes(piece))
+    if go is not None:
+        wait_until(lambda: os.path.exists(go))
+    return "true"
+
+
+# jobs that hold out, and what they leave behind
+
+
+def spin_in_c(started: str) -> int:
+    """Compute something that takes for ever, in C and with the interpreter's lock held."""
+    note(started, os.getpid())
+    return 7 ** int("1000000000")
+
+
+def spin_in_c_with_child(started: str, children: str) -> int:
+    start_child(children)
+    return spin_in_c(started)
+
+
+def pause_in_c(started: str) -> None:
+    import ctypes
+
+    note(started, os.getpid())
+    ctypes.PyDLL(None).pause()
+
+
+def deaf(started: str) -> NoReturn:
+    for number in range(1, signal.NSIG):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            continue
+    hang(started)
+
+
+def start_child(path: str) -> int:
+    """Start a program that sleeps, note its pid, and leave it behind."""
+    import subprocess
+
+    child = subprocess.Popen(["sleep", "1000"])
+    child.returncode = 0  # no warning that it still runs
+    note(path, child.pid)
+    return child.pid
+
+
+def hang_with_child(started: str, children: str) -> NoReturn:
+    start_child(children)
+    hang(started)
+
+
+def leave_thread(started: str) -> None:
+    """Leave a thread behind that runs for ever and is no daemon."""
+    threading.Thread(target=hang, args=(started,)).start()
+    wait_until(lambda: os.path.exists(started))
+
+
+def leave_executor_thread(started: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    kept["executor"] = executor = ThreadPoolExecutor(1)
+    executor.submit(hang, started)
+    wait_until(lambda: os.path.exists(started))
+
+
+def at_exit(function: Callable[..., object], *args: object) -> None:
+    import atexit
+
+    atexit.register(function, *args)
+
+
+def print_unfinished(text: str) -> None:
+    """Print a line that has no end, to a stream that then waits for it."""
+    sys.stdout.write(text)
+
+
+def keep_open(path: str, text: str) -> None:
+    """Write to a file that is neither closed nor flushed: the interpreter does that in the end."""
+    kept["file"] = file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    at_exit(file.close)
+    file.write(text)
+
+
+def run_child(seconds: float) -> int:
+    import subprocess
+
+    return subprocess.run(["sleep", str(seconds)], check=False).returncode
+
+
+# large things
+
+
+def size_of(value: bytes) -> int:
+    return len(value)
+
+
+def give_bytes(size: int, started: str | None = None) -> bytes:
+    if started is not None:
+        note(started, os.getpid())
+    return bytes(size)
+
+
+# pools in jobs
+
+
+def nested(values: list[int]) -> list[int]:
+    """Run a pool inside a job, in a run of trio of its own."""
+    import trio
+
+    from trio_workers import open_python_pool
+
+    async def main() -> list[int]:
+        async with open_python_pool(2) as pool, pool.map(square, values) as results:
+            return [result async for result in results]
+
+    return trio.run(main)
+
+
+def nested_pids(started: str, depth: int) -> NoReturn:
+    """Note our pid, open a pool and do the same there, to this depth."""
+    note(started, os.getpid())
+    if not depth:
+        hang(f"{started}.deepest")
+    import trio
+
+    from trio_workers import open_python_pool
+
+    async def main() -> None:
+        async with open_python_pool(1) as pool:
+            await pool.run_sync(nested_pids, started, depth - 1)
+
+    trio.run(main)
+    raise AssertionError
+
+
+partial_add = functools.partial(add, 1, plus=2)
