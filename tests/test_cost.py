@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.support import require
-from trio_workers import Config, Payload, PipeFactory, Pool, open_pool
+from trio_workers import Config, Payload, PipeFactory, Pool, open_pool, open_python_pool
 
 ROOT: Final = Path(__file__).parent.parent
 WORKER: Final = [sys.executable, "-S", str(Path(__file__).parent / "workers" / "worker.py")]
@@ -86,6 +86,17 @@ async def test_passes_in_a_lease() -> None:
     assert counter.spawned == 0
 
 
+async def test_passes_of_a_function() -> None:
+    """Speed: a function that finds a worker free costs as little as an `exec`."""
+    async with open_python_pool(1) as pool:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        counter = await count(lambda: pool.run_sync(abs, -1))
+    (steps,) = counter.steps.values()
+    assert counter.passes == JOBS
+    assert steps == JOBS
+    assert counter.spawned == 0
+
+
 APPLICATION: Final = """
 import sys
 import trio
@@ -103,10 +114,25 @@ trio.run(main)
 """
 
 
+FUNCTIONS: Final = """
+import sys
+import trio
+from trio_workers import open_python_pool
+
+async def main():
+    async with open_python_pool(1) as pool:
+        for _ in range(int(sys.argv[1])):
+            await pool.run_sync(abs, -1)
+
+trio.run(main)
+"""
+
+
 def system_calls(jobs: int, transport: str, report: Path) -> Counter[str]:
     """The system calls of an application's main thread, by name."""
     strace = [require("strace"), "-c", "-U", "calls,name", "-o", str(report)]
-    application = [sys.executable, "-c", APPLICATION, str(jobs), transport, *WORKER]
+    program = FUNCTIONS if transport == "functions" else APPLICATION
+    application = [sys.executable, "-c", program, str(jobs), transport, *WORKER]
     done = subprocess.run(
         [*strace, *application], env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, check=False
     )
@@ -121,9 +147,9 @@ def system_calls(jobs: int, transport: str, report: Path) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize("transport", ["pipe", "socketpair"])
+@pytest.mark.parametrize("transport", ["pipe", "socketpair", "functions"])
 def test_system_calls(transport: str, tmp_path: Path) -> None:
-    """Speed: an `exec` that finds a worker free takes write, epoll_ctl, epoll_wait and read once each, and one poll."""
+    """Speed: a job that finds a worker free takes write, epoll_ctl, epoll_wait and read once each, and one poll."""
     system_calls(1, transport, tmp_path / "first")  # so that what is compiled once is compiled in neither of the others
     some = system_calls(500, transport, tmp_path / "some")
     more = system_calls(1500, transport, tmp_path / "more")

@@ -156,6 +156,20 @@ def test_jobs_get_seats_in_arrival_order() -> None:
     assert office.roster.waiting == 0
 
 
+def test_the_seat_that_was_at_work_last_goes_first() -> None:
+    """A pool of functions prefers the worker whose code and data are still in the processor's caches."""
+    office = Office(3, latest_first=True)
+    first = office.submit("a")
+    assert office.roster.replied(first.seat, first) == NOTHING  # type: ignore[arg-type]
+    for name in "bc":
+        job = office.submit(name)
+        assert job.seat is first.seat
+        office.reply(job)
+    jobs = office.submit_many(3)
+    assert jobs[0].seat is first.seat
+    assert {job.seat for job in jobs} == set(office.seats)
+
+
 def test_the_seat_that_was_free_for_longest_goes_first() -> None:
     """Work goes round, so that workers wear evenly."""
     office = Office(3)

@@ -130,6 +130,7 @@ class RosterMachine(RuleBasedStateMachine):
     @initialize(
         size=st.integers(1, 4),
         capacity=st.integers(1, 4),
+        latest_first=st.booleans(),
         limit=st.sampled_from([0, 1, 2, 5]),
         max_queue=st.sampled_from([None, 0, 2]),
         give_up_after=st.sampled_from([None, 1, 3]),
@@ -143,6 +144,7 @@ class RosterMachine(RuleBasedStateMachine):
         self,
         size: int,
         capacity: int,
+        latest_first: bool,
         limit: int,
         max_queue: int | None,
         give_up_after: int | None,
@@ -193,6 +195,7 @@ class RosterMachine(RuleBasedStateMachine):
             max_executions=limit,
             max_queue=max_queue,
             capacity=capacity,
+            latest_first=latest_first,
             rng=random.Random(seed),
         )
         self.tell(self.roster.open)

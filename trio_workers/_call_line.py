@@ -47,9 +47,9 @@ class CallConversation:
     def __repr__(self) -> str:
         return f"<CallConversation: {self.stage.value}>"
 
-    def handshake(self) -> Sequence[bytes | memoryview]:
+    def handshake(self) -> bytes:
         """Return the message that opens the conversation: all that the child must know."""
-        return encode(HELLO, body=self._hello)
+        return _whole(HELLO, 0, self._hello)
 
     def stop(self) -> bytes:
         """Return the message that ends a worker softly."""
@@ -125,8 +125,8 @@ class CallConversation:
         self.stage = stage
 
 
-def _whole(kind: int, id_: int) -> bytes:
-    return b"".join(encode(kind, id_))
+def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
+    return b"".join(encode(kind, id_, body))
 
 
 def _interpret(message: Message) -> Event:

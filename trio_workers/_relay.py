@@ -465,7 +465,7 @@ class Line:
 
     async def shake_hands(self) -> None:
         """Exchange the handshakes, and set `peer`; no deadline here. Raise `FrameError` or `LineEnded` on failure."""
-        self._unsent.extend(self.conversation.handshake())
+        self._unsent.append(self.conversation.handshake())
         await self.flush()
         event = None
         while event is None:

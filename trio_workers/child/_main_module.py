@@ -89,17 +89,17 @@ def _first(error: BaseException) -> str:
     # The sentence about the guard may be inside a group, or behind what the program made of it.
     seen: list[BaseException] = [error]
     for one in seen:
-        if GUARD in str(one) and not isinstance(one, BaseExceptionGroup):
+        if GUARD in str(one) and not members(one):
             return GUARD
         seen += members(one)
         seen += [other for other in (one.__cause__, one.__context__) if other is not None and other not in seen]
     return f"{type(error).__name__}: {error}"
 
 
-def members(error: object) -> "tuple[BaseException, ...]":
+def members(error: BaseException) -> "tuple[BaseException, ...]":
     """Return what an exception group holds; nothing for any other exception."""
-    held: tuple[BaseException, ...] = getattr(error, "exceptions", ()) if isinstance(error, BaseExceptionGroup) else ()
-    return held
+    held: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return held if issubclass(type(error), BaseExceptionGroup) else ()
 
 
 def _find_code(module: "ModuleType", kind: str, where: str) -> "CodeType":
