@@ -115,6 +115,9 @@ def flat(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, and print the tables; ``-- --write docs/benchmarks.md`` puts them into that page."""
+    """Measure, and print the tables; ``-- --write docs/benchmarks.md`` puts them into that page.
+
+    That takes about 8 minutes; with ``--only functions`` or ``--only commands`` it is that part alone.
+    """
     session.install(".[bench]")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)

@@ -60,6 +60,10 @@ def square(number: int) -> int:
     return number * number
 
 
+def note_pid(path: str) -> None:
+    note(path, os.getpid())
+
+
 def give_pid(_: object = None) -> int:
     return os.getpid()
 
@@ -287,6 +291,12 @@ def segfault_in_a_thread() -> None:
     thread.join()
 
 
+def segfault_without_stderr() -> None:
+    os.close(2)
+    os.close(1)
+    segfault()
+
+
 def kill_self(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(FOREVER)
@@ -372,6 +382,18 @@ def pause_in_c(started: str) -> None:
     ctypes.PyDLL(None).pause()
 
 
+def match_for_ever(started: str) -> None:
+    import re
+
+    note(started, os.getpid())
+    re.match("(a+)+b", "a" * 100)
+
+
+def sum_for_ever(started: str) -> int:
+    note(started, os.getpid())
+    return sum(range(1 << 60))
+
+
 def deaf(started: str) -> NoReturn:
     for number in range(1, signal.NSIG):
         try:
@@ -399,6 +421,11 @@ def hang_with_child(started: str, children: str) -> NoReturn:
 def leave_thread(started: str) -> None:
     """Leave a thread behind that runs for ever and is no daemon."""
     threading.Thread(target=hang, args=(started,)).start()
+    wait_until(lambda: os.path.exists(started))
+
+
+def leave_daemon_thread(started: str) -> None:
+    threading.Thread(target=hang, args=(started,), daemon=True).start()
     wait_until(lambda: os.path.exists(started))
 
 

@@ -401,7 +401,7 @@ async def test_stream_left_early(how: str, note: Path) -> None:
 
 
 async def test_stream_left_at_any_moment() -> None:
-    """Names: wherever the end of a stream and the wish to end it cross, the worker stays and answers what it is asked."""
+    """Names: wherever the end of a stream and the wish to end it cross, the worker stays and answers rightly."""
     async with open_pool() as pool:
         pid = await pool.run_sync(os.getpid)
         for number in range(60):

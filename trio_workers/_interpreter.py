@@ -69,14 +69,15 @@ def describe_main() -> tuple[str, str] | str:
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     spec = getattr(main, "__spec__", None)
+    if main is None or (spec is None and not (isinstance(file, str) and os.path.isfile(file))):
+        return NO_MAIN
+    # What a worker pickles of it has the name under which it was imported there.
+    sys.modules.setdefault("__mp_main__", main)
     if spec is not None and spec.name != "__main__":
         return "module", spec.name
-    if not isinstance(file, str):
-        return NO_MAIN
+    assert isinstance(file, str)
     file = os.path.abspath(file)
-    if spec is not None:
-        return "directory", os.path.dirname(file)
-    return ("script", file) if os.path.isfile(file) else NO_MAIN
+    return ("script", file) if spec is None else ("directory", os.path.dirname(file))
 
 
 def check_not_importing() -> None:

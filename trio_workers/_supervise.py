@@ -16,7 +16,7 @@ import trio
 
 from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Refused, Replied, StopAsked
-from ._errors import SpawnError, how_it_ended
+from ._errors import JobError, SpawnError, how_it_ended
 from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
 from ._goridge import OLD_CONTROL, FrameError
@@ -295,9 +295,11 @@ class Supervision:
     def _refusal(self, seat: Seat, how: str, error: Refused, ending: Ending) -> SpawnError:
         """Say what a Python child said of its own failure to become ready."""
         cause = self._failure(Failed(error.message, error.exception))
-        where = "its initializer"
+        said = f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, JobError):  # whose text is the whole traceback
+            said = [line for line in said.splitlines() if not line.startswith("(")][-1]
         spawn_error = SpawnError(
-            f"worker {seat.worker.pid} (slot {seat.slot}) {how}: {where} raised {type(cause).__name__}: {cause}",
+            f"worker {seat.worker.pid} (slot {seat.slot}) {how}: its initializer raised {said}",
             pid=seat.worker.pid, slot=seat.slot, returncode=ending.returncode, stderr=ending.stderr,
             phase="handshake", started=False,
         )  # fmt: skip

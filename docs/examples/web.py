@@ -51,7 +51,7 @@ async def workers(request: Request) -> JSONResponse:
     return JSONResponse({"idle": statistics.idle, "busy": statistics.busy, "starts": statistics.starts})
 
 
-def answer(status: int, text: str, request: Request, error: Exception) -> JSONResponse:
+async def answer(status: int, text: str, request: Request, error: Exception) -> JSONResponse:
     """An error as an answer; the pool has logged what happened to the worker."""
     return JSONResponse({"error": text, "type": type(error).__name__}, status)
 

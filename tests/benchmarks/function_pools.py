@@ -215,7 +215,7 @@ def open_loky(workers: int) -> Iterator[Blocking]:
 
 TASKS = "64 tasks"
 OUTSTANDING = "64 jobs outstanding, submitted by one thread"
-NO_MAP = "none: as many tasks as twice the workers take items in turn"
+NO_MAP = "has none: tasks, two for each worker, take items in turn"
 
 OURS = Candidate(
     "trio_workers, open_python_pool", "trio_workers", "trio", "trio_workers._python_pool",

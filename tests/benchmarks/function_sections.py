@@ -32,11 +32,10 @@ from tests.benchmarks.measures import (
     Pace,
     call_for,
     call_side_by_side,
-    in_turn,
     measure_latency,
     measure_rates,
 )
-from tests.benchmarks.report import Table, mebibytes, micro, milli, per_second, ratios, seconds, spread
+from tests.benchmarks.report import Table, mebibytes, micro, milli, per_second, ratios, spread
 
 TINY: Final = b"0123456789"
 CALLERS: Final = 64
@@ -156,8 +155,9 @@ def fill(table: Table, cells: Callable[[str], Sequence[str]], candidates: Iterab
 async def driven(pace: Pace) -> list[Table]:
     table = Table(
         "How each was driven",
-        "Those that are awaited run in trio's thread, the others in a plain thread while trio sleeps. The job is a "
-        "function of a module that returns its argument, or, for memory, one that sleeps a moment.",
+        "Those that are awaited are called in trio's thread, the others in a plain thread while trio sleeps. The job "
+        "is a function of a module that returns its argument. All that stand in one table have the same number of "
+        "workers.",
         ["who", "workers are started by", "one caller", f"{CALLERS} callers", "map"],
     )
     for it in ALL:
@@ -214,9 +214,9 @@ async def many_callers(pace: Pace) -> list[Table]:
 async def maps(pace: Pace) -> list[Table]:
     table = Table(
         f"map of {pace.items:,} calls of a tiny function",
-        f"How long the whole takes with {WORKERS} workers, in order, and in multiples of {OURS.name!r}. One call a "
-        f"message, run once for each; and {CHUNK:,} calls a message (`chunksize={CHUNK}`), in rounds, where the map "
-        "has chunks.",
+        f"Calls a second that the whole comes to with {WORKERS} workers, in order, and in multiples of {OURS.name!r}. "
+        f"With one call a message, once for each, so there is no spread; and where the map has chunks, with {CHUNK:,} "
+        "calls a message, in rounds.",
         ["who", "chunksize 1", "/ ours", f"chunksize {CHUNK:,}", "/ ours, chunksize 1"],
     )
     items = range(pace.items)
@@ -227,7 +227,7 @@ async def maps(pace: Pace) -> list[Table]:
         results = await it.map_all(items, chunk)
         taken = time.perf_counter() - start
         assert results == expected
-        return taken
+        return len(items) / taken
 
     single: dict[str, list[float]] = {}
     chunked: dict[str, list[float]] = {candidate.name: [] for candidate in present() if candidate.chunks}
@@ -235,15 +235,15 @@ async def maps(pace: Pace) -> list[Table]:
         for name, it in them.items():
             single[name] = [await run(it, 1)]
         for _ in range(pace.rounds):
-            for name in in_turn(list(chunked), 1):
+            for name in chunked:
                 chunked[name].append(await run(them[name], CHUNK))
     ours = single[OURS.name]
 
     def cells(name: str) -> Sequence[str]:
-        row = [spread(single[name], seconds), ratios(single[name], ours)]
+        row = [spread(single[name], per_second), ratios(single[name], ours)]
         if name not in chunked:
             return [*row, "has no chunks", "-"]
-        return [*row, spread(chunked[name], seconds), ratios(chunked[name], ours * pace.rounds)]
+        return [*row, spread(chunked[name], per_second), ratios(chunked[name], ours * pace.rounds)]
 
     return [fill(table, cells)]
 
@@ -252,7 +252,7 @@ async def large(pace: Pace) -> list[Table]:
     data = os.urandom(2**20)
     tables = [
         await there_and_back(
-            "1 MiB of bytes there and back", "`bytes`, returned as they are.", data, micro, data.__eq__, pace
+            "1 MiB of bytes there and back", "`bytes`, returned as they are.", data, milli, data.__eq__, pace
         )
     ]
     title, note = "A numpy array of 64 MiB there and back", "8,388,608 floats, returned as they are."

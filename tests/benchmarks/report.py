@@ -54,10 +54,6 @@ def milli(seconds: float) -> str:
     return f"{number(seconds * 1e3)} ms"
 
 
-def seconds(value: float) -> str:
-    return f"{number(value)} s"
-
-
 def per_second(rate: float) -> str:
     return f"{number(rate)}/s"
 

@@ -27,6 +27,7 @@ described: "tuple[str, str] | str" = ""
 importing: bool = False
 """Whether the main module is being run at this moment: no pool may be opened by it."""
 
+_module: "ModuleType | None" = None
 _failure: "BaseException | None" = None
 
 
@@ -40,7 +41,7 @@ def install(description: "tuple[str, str] | str") -> None:
     """Let the present `__main__` stand for the application's, until something of that is needed."""
     global described
     described = description
-    stub = sys.modules["__main__"]
+    stub = sys.modules[NAME] = sys.modules["__main__"]
     stub.__getattr__ = _look_up  # type: ignore[method-assign]
 
 
@@ -53,9 +54,8 @@ def _look_up(name: str) -> object:
 
 def load() -> "ModuleType":
     """Return the application's main module; run it if that has not been done. Raise `MainModuleError`."""
-    module = sys.modules.get(NAME)
-    if module is not None:
-        return module
+    if _module is not None:
+        return _module
     if isinstance(described, str):
         raise MainModuleError(described)
     if _failure is not None:
@@ -64,18 +64,18 @@ def load() -> "ModuleType":
 
 
 def _run(kind: str, where: str) -> "ModuleType":
-    global importing, _failure
+    global importing, _module, _failure
     from types import ModuleType
 
     module = ModuleType(NAME)
     stub = sys.modules["__main__"]
-    sys.modules[NAME] = sys.modules["__main__"] = module
+    sys.modules[NAME] = sys.modules["__main__"] = _module = module
     importing = True
     try:
         exec(_find_code(module, kind, where), module.__dict__)
     except BaseException as error:
-        sys.modules["__main__"] = stub
-        del sys.modules[NAME]
+        sys.modules[NAME] = sys.modules["__main__"] = stub
+        _module = None
         text = f"the main module {where} could not be imported in a worker: {_first(error)}"
         _failure = MainModuleError(text)
         _failure.__cause__ = error
