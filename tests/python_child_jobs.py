@@ -266,6 +266,11 @@ def fork_when_asked_to_begin() -> None:
         _status_of(pid)
 
 
+def start_sleeper() -> int:
+    """Leave a program running; return its pid."""
+    return os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+
+
 def reap_all() -> list[int]:
     """Wait for all that was forked before; return how they ended."""
     found: list[int] = []

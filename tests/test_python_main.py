@@ -102,7 +102,7 @@ async def main():
         except Broken as error:
             assert type(error) is Broken
             assert error.point == Point(1)
-            assert "in fail\n" in str(error.__cause__)
+            assert ", in fail" in str(error.__cause__)
         else:
             raise AssertionError
         async with pool.stream(points, 3) as parts:

@@ -448,7 +448,7 @@ def _flush() -> None:
         ctypes.pythonapi.fflush(None)  # what C code has printed; where it isn't loaded the end of the process does it
 
 
-def _end(child: Child) -> None:
+def _end() -> None:
     """Leave in an orderly way, whatever threads a job left behind: nobody waits for those."""
     import atexit
 
@@ -472,8 +472,10 @@ def main(fd: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    child = Child(socket.socket(fileno=fd))
+    connection = socket.socket(fileno=fd)
+    child = Child(connection)
     if child.greet():
         while child.serve_one():
             child.clean_up()
-    _end(child)
+    connection.detach()  # the end of the process closes it
+    _end()
