@@ -81,6 +81,33 @@ def hang(started: str, *_: object) -> NoReturn:
         time.sleep(FOREVER)
 
 
+def stay_or_echo(item: tuple[Any, Any]) -> object:
+    started, go = item
+    return stay(started, go) if isinstance(started, str) else item
+
+
+def meet(path: str, number: int) -> int:
+    """Return when as many processes have come here at once."""
+    note(path, os.getpid())
+    wait_until(lambda: len(Path(path).read_text(encoding="utf-8").splitlines()) == number)
+    return os.getpid()
+
+
+def end_on(number: int, how: str) -> int:
+    """Return what is not divisible by 3; else fail, crash or exit."""
+    if number % 3:
+        return number
+    if how == "crash":
+        os._exit(5)
+    if how == "exit":
+        sys.exit(5)
+    raise ValueError(f"bad {number}")
+
+
+def give_lock(number: int) -> object:
+    return threading.Lock() if number == 1 else number
+
+
 def hang_for(number: int, started: str) -> int:
     """Return even numbers at once, and hang for odd ones."""
     if number % 2:
@@ -468,9 +495,8 @@ def size_of(value: bytes) -> int:
     return len(value)
 
 
-def give_bytes(size: int, started: str | None = None) -> bytes:
-    if started is not None:
-        note(started, os.getpid())
+def give_bytes(size: int, started: str, go: str) -> bytes:
+    stay(started, go)
     return bytes(size)
 
 
