@@ -1,6 +1,7 @@
 """Jobs that raise, and arguments and results that can't be pickled or can't be read back.
 
-Workers import this module, so it needs the core of the standard library only; what a single job needs it imports itself.
+Workers import this module, so it needs the core of the standard library only; what a single job needs it imports
+itself.
 """
 
 import functools
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
-PARENT = f"{__name__}.parent"
+PARENT = "TRIO_WORKERS_TEST_PARENT"
 """Variable of the environment with the pid of the tests: what behaves in another way there looks at it."""
 
 

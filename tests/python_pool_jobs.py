@@ -440,6 +440,18 @@ def start_child(path: str) -> int:
     return child.pid
 
 
+def stay_with_child(started: str, go: str, children: str) -> int:
+    """Like `stay`, with a program that runs meanwhile; return its status, minus the signal's number."""
+    import subprocess
+
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        note(children, child.pid)
+        stay(started, go)
+        status = child.poll()
+        child.kill()
+    return 0 if status is None else status
+
+
 def hang_with_child(started: str, children: str) -> NoReturn:
     start_child(children)
     hang(started)
@@ -482,10 +494,13 @@ def keep_open(path: str, text: str) -> None:
     file.write(text)
 
 
-def run_child(seconds: float) -> int:
+def child_hears_interrupt() -> int:
+    """Start a program, interrupt it, and return its status."""
     import subprocess
 
-    return subprocess.run(["sleep", str(seconds)], check=False).returncode
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        child.send_signal(signal.SIGINT)
+        return child.wait()
 
 
 # large things
@@ -514,6 +529,20 @@ def nested(values: list[int]) -> list[int]:
             return [result async for result in results]
 
     return trio.run(main)
+
+
+def nested_crash(status: int) -> NoReturn:
+    """Let a crash in a pool of our own be our own error."""
+    import trio
+
+    from trio_workers import open_python_pool
+
+    async def main() -> None:
+        async with open_python_pool(1) as pool:
+            await pool.run_sync(say_and_exit, "inner words", status)
+
+    trio.run(main)
+    raise AssertionError
 
 
 def nested_pids(started: str, depth: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+import trio
+import trio.testing
 
 import trio_workers
+from trio_workers import _calls as calls
+from trio_workers import open_python_pool
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = (
@@ -54,6 +59,10 @@ def matches(shown: str, said: str) -> bool:
     return re.fullmatch(pattern.replace(r"\.\.\.", ".*?").replace("4711", r"\d+"), said.strip(), re.S) is not None
 
 
+def id_of(program: Program) -> str:
+    return f"{Path(program.page).stem}-{Path(program.name).stem}"
+
+
 PROGRAMS: Final = [program for page in PAGES for program in programs_of(page)]
 
 
@@ -87,7 +96,7 @@ def test_every_page_of_a_move_has_both_sides() -> None:
         assert output_of(after)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=id_of)
 def test_program(program: Program, tmp_path: Path) -> None:
     """Each program runs as a reader runs it, with warnings as errors, and prints what the page shows."""
     if program.how == "not run":
@@ -105,7 +114,7 @@ def test_program(program: Program, tmp_path: Path) -> None:
     shown = output_of(program)
     assert shown is not None
     assert matches(shown, done.stdout), done.stdout
-    assert done.stderr == "" or program.how == "chats"
+    assert done.stderr == ""
 
 
 def test_options() -> None:
@@ -113,3 +122,118 @@ def test_options() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([^|]+)` \|", read("docs/functions.md").partition("## All options")[2], re.M)
     parameters = inspect.signature(trio_workers.open_python_pool).parameters.values()
     assert rows == [(parameter.name, repr(parameter.default)) for parameter in parameters]
+
+
+# what happens when ...
+
+FAILING: Final = """
+import ctypes
+
+import trio
+
+from trio_workers import open_python_pool
+
+
+def read_memory() -> None:
+    ctypes.string_at(0)
+
+
+def load_model() -> None:
+    raise OSError("no model here")
+
+
+async def main() -> None:
+    async with {block} as pool:
+        await pool.run_sync(read_memory)
+
+
+{guard}trio.run(main)
+"""
+
+
+def error_of(kind: str, directory: Path, *, block: str = "open_python_pool(1)", guarded: bool = True) -> str:
+    """Run a program whose pool or job fails with this error, and return it as the traceback shows it."""
+    guard = 'if __name__ == "__main__":\n    ' if guarded else ""
+    (directory / "failing.py").write_text(FAILING.format(block=block, guard=guard), encoding="utf-8")
+    done = run("failing.py", directory=directory)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    _, found, text = done.stderr.rpartition(f"\ntrio_workers.{kind}: ")
+    assert found, done.stderr
+    return f"{kind}: {text}"
+
+
+def shown_under(heading: str) -> str:
+    """The text that a story of the page shows."""
+    story = read("docs/what-happens.md").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```text\n(.*?)^```$", story, re.M | re.S)
+    return str(block)
+
+
+def test_text_of_a_segfault(tmp_path: Path) -> None:
+    """The error of a job that crashed in C reads as the page shows it."""
+    said = error_of("WorkerCrashed", tmp_path)
+    assert matches(shown_under("A Python job ends its process"), said), said
+
+
+def test_text_of_a_missing_guard(tmp_path: Path) -> None:
+    """What a job says whose main module has no guard reads as both pages show it."""
+    said = error_of("JobError", tmp_path, guarded=False).partition("\nTraceback")[0]
+    assert matches(f"JobError: {shown_under('The guard of the main module is missing')}", said), said
+    (shown,) = re.findall(r"^```text\n(JobError: the function.*?)^```$", read("docs/functions.md"), re.M | re.S)
+    assert matches(shown.replace("/home/ada/pages.py", "..."), said), said
+
+
+def test_text_of_a_failed_initializer(tmp_path: Path) -> None:
+    """The error of a pool whose initializer raises reads as the page shows it."""
+    said = error_of("SpawnError", tmp_path, block="open_python_pool(1, initializer=load_model)")
+    assert matches(shown_under("An initializer fails"), said), said
+
+
+async def test_arguments_are_read_when_they_are_written() -> None:
+    """What is done to a large buffer while the call waits reaches the job; what is small is read at once."""
+    large, small = bytearray(calls.OUT_OF_BAND), bytearray(10)
+    sums: list[int] = []
+    async with open_python_pool(1) as pool:
+
+        async def add_up(data: bytearray) -> None:
+            sums.append(await pool.run_sync(sum, pickle.PickleBuffer(data)))
+
+        async with trio.open_nursery() as nursery, pool.lease():
+            for waiting, data in enumerate((large, small), 1):
+                nursery.start_soon(add_up, data)
+                await trio.testing.wait_all_tasks_blocked()
+                assert pool.statistics().waiting == waiting
+            large[:] = b"\1" * len(large)
+            small[:] = b"\1" * len(small)
+    assert sums == [len(large), 0]
+
+
+# the wire
+
+
+def test_bytes_of_the_python_child() -> None:
+    """The examples on the page of the wire are what both sides send and understand."""
+    (block,) = re.findall(r"^```text\n(pool    call 7 .*?)^```$", read("docs/wire.md"), re.M | re.S)
+    shown = [bytes.fromhex(re.sub(r"[^0-9a-f]", "", line[30:])) for line in block.splitlines()]
+    assert shown == [
+        b"".join(calls.encode(*message))
+        for message in [
+            (calls.CALL, 7, b"fa", (), 1),
+            (calls.CALL, 7, b"fa", (memoryview(bytes(range(4))),), 1),
+            (calls.READY, 0, (4711).to_bytes(8, "little")),
+            (calls.RESULT, 7, b"r"),
+            (calls.PART, 7, b"r"),
+            (calls.END, 7),
+            (calls.ERROR, 7, b"te", (), 1),
+            (calls.STOP_STREAM, 7),
+            (calls.STOP, 0),
+        ]
+    ]
+
+
+def test_kinds_of_the_python_child() -> None:
+    """The table of kinds has each of them, with the side that says it."""
+    rows = re.findall(r"^\| (pool|child) \| `([0-9a-f]{2})` \|", read("docs/wire.md"), re.M)
+    assert [int(kind, 16) for who, kind in rows if who == "pool"] == sorted(calls.FROM_POOL)
+    assert [int(kind, 16) for who, kind in rows if who == "child"] == sorted(calls.FROM_CHILD)

@@ -218,6 +218,26 @@ SHADOWS: Final = (
 )  # fmt: skip
 
 
+SHADOWING: Final = """
+import sys
+import trio
+from tests import python_child_jobs as jobs
+from trio_workers import open_python_pool
+
+async def main():
+    sys.path.insert(0, sys.argv[1])
+    async with open_python_pool(1) as pool:
+        assert await pool.run_sync(jobs.square, 5) == 25
+        try:
+            await pool.run_sync(divmod, 1, 0)
+        except ZeroDivisionError as error:
+            assert "ZeroDivisionError" in str(error.__cause__)
+
+if __name__ == "__main__":
+    trio.run(main)
+"""
+
+
 @pytest.mark.parametrize("flags", [(), ("-P",)], ids=["", "-P"])
 def test_nothing_is_imported_from_the_current_directory(flags: tuple[str, ...], tmp_path: Path) -> None:
     """Point 3: a `pickle.py` in the directory where a script elsewhere was started is not taken for the real one."""
@@ -242,13 +262,8 @@ def test_own_modules_are_none_of_the_childs(tmp_path: Path) -> None:
     for name in ("pickle", "struct", "select", "contextvars", "faulthandler", "copyreg", "trio_workers"):
         (shadows / f"{name}.py").write_text("raise SystemExit('imported by mistake')")
     program = tmp_path / "program.py"
-    begin = "async def main():\n"
-    program.write_text(
-        SHADOWED.replace(begin, f"{begin}    import traceback\n    sys.path.insert(0, {str(shadows)!r})\n").replace(
-            '"pickle", "struct", "traceback", "random"', '"random", "json"'
-        )
-    )
-    finished = jobs.run_program([sys.executable, program], cwd=tmp_path)
+    program.write_text(SHADOWING)
+    finished = jobs.run_program([sys.executable, program, shadows], cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
 
 

@@ -235,6 +235,15 @@ def test_main_module_is_found_from_elsewhere(way: str, tmp_path: Path) -> None:
     assert notes(tmp_path) == ["__main__", "__mp_main__"]
 
 
+@pytest.mark.parametrize("way", ["script", "-m package.module"])
+def test_main_module_that_a_tool_runs(way: str, tmp_path: Path) -> None:
+    """Point 2: a program that another one runs in the place of its own main module, here for its coverage."""
+    arguments = write(way, tmp_path)
+    finished = run(["-m", "coverage", "run", f"--data-file={tmp_path / 'data'}", *arguments], tmp_path)
+    assert "there" in json.loads(done(finished))
+    assert notes(tmp_path) == ["__main__", "__mp_main__"]
+
+
 def test_argument_or_result_alone_needs_the_main_module(tmp_path: Path) -> None:
     """Point 2: it is run for a class of it in an argument of somebody else's function, too, and once in each worker."""
     finished = run_text(

@@ -191,27 +191,25 @@ async def test_window(kind: str, workers: int, window: int | None, ordered: bool
 async def test_one_slow_job_holds_the_window(note: Path) -> None:
     """Point 7: in order, what is ready waits for what came before it, and the window holds."""
     source = Source([(str(note), f"{note}.go"), *[(1, 1)] * 50])
-    async with open_pool(2) as pool:
-        async with pool.map(jobs.stay_or_echo, source.sync(), window=5) as results:
-            await noted(note)
-            await until(lambda: source.taken == 5 and pool.statistics().idle == 1)
-            await trio.testing.wait_all_tasks_blocked()
-            assert source.taken == 5
-            Path(f"{note}.go").touch()
-            first = await anext(results)
-            assert first in {worker.pid for worker in pool.workers}
-            assert [result async for result in results] == [(1, 1)] * 50
+    async with open_pool(2) as pool, pool.map(jobs.stay_or_echo, source.sync(), window=5) as results:
+        await noted(note)
+        await until(lambda: source.taken == 5 and pool.statistics().idle == 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert source.taken == 5
+        Path(f"{note}.go").touch()
+        first = await anext(results)
+        assert first in {worker.pid for worker in pool.workers}
+        assert [result async for result in results] == [(1, 1)] * 50
 
 
 async def test_as_they_are_ready(note: Path) -> None:
     """Point 7: with `ordered=False` results come as they are ready, and each once."""
     items = [(str(note), f"{note}.go"), *[(number, 0) for number in range(20)]]
-    async with open_pool(2) as pool:
-        async with pool.map(jobs.stay_or_echo, items, ordered=False) as results:
-            found = [await anext(results) for _ in range(20)]
-            assert found == items[1:]
-            Path(f"{note}.go").touch()
-            assert [result async for result in results] == [int(lines(note)[0])]
+    async with open_pool(2) as pool, pool.map(jobs.stay_or_echo, items, ordered=False) as results:
+        found = [await anext(results) for _ in range(20)]
+        assert found == items[1:]
+        Path(f"{note}.go").touch()
+        assert [result async for result in results] == [int(lines(note)[0])]
 
 
 async def test_all_workers_work(note: Path) -> None:
@@ -386,8 +384,10 @@ async def test_left_before_the_first_result() -> None:
     source = Source()
     async with open_pool(2) as pool:
         async with pool.map(jobs.square, source.sync()):
-            pass
+            await until(lambda: source.taken == 4)
         assert source.closed
+        async with pool.map(jobs.square, source.sync()):
+            pass
         await until(lambda: all_idle(pool))
         assert await pool.run_sync(jobs.square, 3) == 9
 
@@ -475,9 +475,8 @@ async def test_several_consumers() -> None:
 
 async def test_queue_bound_does_not_count_maps() -> None:
     """Point 7: `max_queue` and `allocate_timeout` are for callers, and not for what waits inside a map."""
-    async with open_pool(max_queue=0) as pool:
-        async with pool.map(jobs.square, range(20), window=20) as results:
-            assert [result async for result in results] == [number**2 for number in range(20)]
+    async with open_pool(max_queue=0) as pool, pool.map(jobs.square, range(20), window=20) as results:
+        assert [result async for result in results] == [number**2 for number in range(20)]
 
 
 async def test_processes_of_their_own() -> None:

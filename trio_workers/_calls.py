@@ -257,3 +257,11 @@ class Decoder:
 
     def _refuse(self, held: bytes, reason: str) -> None:
         self._error = FrameError(reason, held)
+
+
+def in_short(error: BaseException) -> str:
+    """Show an exception on one line, whatever its `__str__` does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException as another:
+        return f"{type(error).__name__}, which can't be shown ({type(another).__name__})"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
-from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode
+from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short
 from ._codec import Answer
 from ._conversation import Failed
 from ._errors import JobError, RemoteTraceback
@@ -142,7 +142,7 @@ class FunctionCodec:
             self._new_pickler(file, lambda _: True).dump((function, tuple(arguments)))
         except Exception as error:
             raise pickle.PicklingError(
-                f"initializer {name_of(function)} or its initargs can't be pickled: {type(error).__name__}: {error}"
+                f"initializer {name_of(function)} or its initargs can't be pickled: {in_short(error)}"
             ) from error
         return file.getvalue()
 
@@ -152,7 +152,7 @@ class FunctionCodec:
             try:
                 return _restore(pickle.loads(outcome.exception), outcome.message.decode("utf-8", "replace"))
             except Exception as error:
-                note = f"\n(the exception itself could not be read here: {type(error).__name__}: {error})"
+                note = f"\n(the exception itself could not be read here: {in_short(error)})"
                 return JobError(outcome.message + note.encode("utf-8", "backslashreplace"))
         return JobError(outcome.message)
 
@@ -203,7 +203,7 @@ def decode(answer: Answer) -> Any:
     try:
         return _loads(answer.body, buffers=answer.buffers)
     except Exception as error:
-        raise JobError(f"the result can't be unpickled here: {type(error).__name__}: {error}") from error
+        raise JobError(f"the result can't be unpickled here: {in_short(error)}") from error
 
 
 def name_of(function: object) -> str:
@@ -252,7 +252,7 @@ def _explain(
         what = name
         if isinstance(function, functools.partial):
             what = _find_in_partial(cast("functools.partial[object]", function), name)
-    text = f"{what} can't be pickled: {type(error).__name__}: {error}"
+    text = f"{what} can't be pickled: {in_short(error)}"
     shown = f"{text} {name}"
     if not by_value and ("<lambda>" in shown or "<locals>" in shown):
         text += (

@@ -1,8 +1,8 @@
 """Pools of functions: ours and the peers, each opened and called as its own documentation has it.
 
-There are two kinds, `Awaited` under trio and `Blocking` elsewhere, with the same operations by the same names. A fresh
-interpreter loads this module to be measured (`cold`), so it imports nothing that not every peer needs; each `open_*`
-imports what it needs, and `Candidate.modules` names that.
+There are two kinds, `Awaited` under trio and `Blocking` elsewhere, with the same operations by the same names. Fresh
+interpreters that are measured load this module (`alone`), so it imports next to nothing; each `open_*` imports what it
+needs, and `Candidate.modules` names that.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -272,17 +272,9 @@ REST = 0.1
 """Seconds that a job keeps its worker, so that another must take the next."""
 
 
-async def bring_up_awaited(pool: Awaited, workers: int) -> set[int]:
+async def bring_up(pool: Awaited, workers: int) -> set[int]:
     """Have every worker do a job; return their pids."""
     pids: set[int] = set()
     while len(pids) < workers:
         pids.update(await pool.map(rest, [REST] * workers, 1))
-    return pids
-
-
-def bring_up_blocking(pool: Blocking, workers: int) -> set[int]:
-    """Have every worker do a job; return their pids."""
-    pids: set[int] = set()
-    while len(pids) < workers:
-        pids.update(pool.map(rest, [REST] * workers, 1))
     return pids

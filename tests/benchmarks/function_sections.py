@@ -1,7 +1,7 @@
 """The tables of Python functions as jobs, one function each: ours and the peers (`function_pools`), side by side."""
 
 import functools
-import os
+import importlib.util
 import subprocess
 import sys
 import time
@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from tests.benchmarks import cold
+from tests.benchmarks import alone
 from tests.benchmarks.function_pools import (
     ALL,
     CHUNK,
@@ -23,8 +23,7 @@ from tests.benchmarks.function_pools import (
     Awaited,
     Blocking,
     Candidate,
-    bring_up_awaited,
-    bring_up_blocking,
+    bring_up,
 )
 from tests.benchmarks.functions import give_back
 from tests.benchmarks.measures import (
@@ -32,6 +31,7 @@ from tests.benchmarks.measures import (
     Pace,
     call_for,
     call_side_by_side,
+    in_turn,
     measure_latency,
     measure_rates,
 )
@@ -43,8 +43,6 @@ WORKERS: Final = 2
 """Of the tables that have one number of workers, and more than one caller."""
 WORKERS_AT_REST: Final = 4
 """Whose memory is looked at: some, so that what they share shows in PSS."""
-ARRAY: Final = 64 * 2**20
-"""Bytes of the array."""
 HUNG: Final = 60.0
 """Seconds after which a fresh interpreter counts as hung."""
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -57,7 +55,6 @@ ROOT: Final = Path(__file__).parent.parent.parent
 class Driver:
     """What is measured of an open pool, each for seconds: in trio's thread, or in one that nothing else runs in."""
 
-    check: Callable[[object], Awaitable[object]]
     one_caller: Callable[[object, float], Awaitable[list[float]]]
     many_callers: Callable[[object, float], Awaitable[tuple[int, float]]]
     map_all: Callable[[Iterable[object], int], Awaitable[list[Any]]]
@@ -65,13 +62,16 @@ class Driver:
 
 def drive_awaited(pool: Awaited) -> Driver:
     return Driver(
-        check=functools.partial(pool.call, give_back),
         one_caller=lambda value, seconds: call_for(functools.partial(pool.call, give_back, value), seconds),
         many_callers=lambda value, seconds: call_side_by_side(
             functools.partial(pool.call, give_back, value), CALLERS, seconds
         ),
         map_all=functools.partial(pool.map, give_back),
     )
+
+
+def in_thread(function: Callable[..., Any], *args: object) -> Callable[..., Awaitable[Any]]:
+    return functools.partial(trio.to_thread.run_sync, function, *args)
 
 
 def drive_blocking(pool: Blocking) -> Driver:
@@ -108,12 +108,10 @@ def drive_blocking(pool: Blocking) -> Driver:
                 outstanding -= 1
         return count, clock() - start
 
-    in_thread = trio.to_thread.run_sync
     return Driver(
-        check=functools.partial(in_thread, pool.call, give_back),
-        one_caller=functools.partial(in_thread, one_caller),
-        many_callers=functools.partial(in_thread, many_callers),
-        map_all=functools.partial(in_thread, pool.map, give_back),
+        one_caller=in_thread(one_caller),
+        many_callers=in_thread(many_callers),
+        map_all=in_thread(pool.map, give_back),
     )
 
 
@@ -125,13 +123,13 @@ async def opened(workers: int) -> AsyncIterator[dict[str, Driver]]:
         for candidate in present():
             if candidate.open_awaited is not None:
                 pool = await stack.enter_async_context(candidate.open_awaited(workers))
-                await bring_up_awaited(pool, workers)
                 drivers[candidate.name] = drive_awaited(pool)
             else:
                 assert candidate.open_blocking is not None
                 blocking = stack.enter_context(candidate.open_blocking(workers))
-                await trio.to_thread.run_sync(bring_up_blocking, blocking, workers)
+                pool = Awaited(in_thread(blocking.call), in_thread(blocking.map))
                 drivers[candidate.name] = drive_blocking(blocking)
+            await bring_up(pool, workers)
         yield drivers
 
 
@@ -189,7 +187,7 @@ async def one_caller(pace: Pace) -> list[Table]:
 
 
 async def many_callers(pace: Pace) -> list[Table]:
-    counts = (1, WORKERS, 2 * WORKERS)
+    counts = (1, WORKERS)
     table = Table(
         f"Calls of a tiny function a second, {CALLERS} callers",
         f"Arguments of {len(TINY)} bytes. In brackets behind each rate: in multiples of {OURS.name!r}.",
@@ -248,59 +246,52 @@ async def maps(pace: Pace) -> list[Table]:
     return [fill(table, cells)]
 
 
+def run_alone(what: str, name: str, workers: int, seconds: float = 0.0) -> tuple[float, ...]:
+    """Run `alone` in a fresh interpreter; return when it was started (the monotonic clock's time) and its numbers."""
+    argv = [sys.executable, "-m", "tests.benchmarks.alone", what, name, str(workers), str(seconds)]
+    start = time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=HUNG, check=True)
+    return start, *map(float, done.stdout.split())
+
+
 async def large(pace: Pace) -> list[Table]:
-    data = os.urandom(2**20)
     tables = [
         await there_and_back(
-            "1 MiB of bytes there and back", "`bytes`, returned as they are.", data, milli, data.__eq__, pace
+            "bytes", "1 MiB of bytes there and back", "`bytes`, returned as they are.", pace.rounds, 3 * pace.seconds
         )
     ]
-    title, note = "A numpy array of 64 MiB there and back", "8,388,608 floats, returned as they are."
-    try:
-        import numpy
-    except ImportError:
+    title, note = "A numpy array of 64 MiB there and back", f"{alone.FLOATS:,} floats, returned as they are."
+    if importlib.util.find_spec("numpy") is None:
         table = Table(title, note, ["who", "measured"])
         table.add("all", "numpy is not installed: pip install 'trio_workers[bench]'")
         return [*tables, table]
-    array = numpy.random.default_rng(0).random(ARRAY // 8)
-    once = attrs.evolve(pace, turns=1)
-    same = functools.partial(numpy.array_equal, array)
-    return [*tables, await there_and_back(title, note, array, milli, same, once)]
+    return [*tables, await there_and_back("array", title, note, max(1, pace.rounds // 2), 6 * pace.seconds)]
 
 
-async def there_and_back(
-    title: str, note: str, value: object, show: Callable[[float], str], same: Callable[[Any], Any], pace: Pace
-) -> Table:
-    """Send something large to a worker and have it back."""
+async def there_and_back(what: str, title: str, note: str, rounds: int, seconds: float) -> Table:
+    """Send something large to a worker and have it back, each pool in interpreters of its own."""
     table = Table(
         title,
         f"{note} One caller, one worker: how long a call takes, how many there are a second, and both in multiples of "
-        f"{OURS.name!r}.",
+        f"{OURS.name!r}. A round is a fresh interpreter for each ({rounds} rounds): how fast this goes depends on what "
+        "a process has allocated and freed before.",
         ["who", "p50", "a second", "p50 / ours", "a second / ours"],
     )
-    async with opened(1) as them:
-        for name, it in them.items():
-            assert same(await it.check(value)), f"{name} changed it"
-        runs = {name: functools.partial(it.one_caller, value) for name, it in them.items()}
-        results: dict[str, Latency] = await measure_latency(runs, pace)
+    results = {candidate.name: Latency() for candidate in present()}
+    for name in in_turn(list(results), rounds):
+        _, p50, rate = await trio.to_thread.run_sync(run_alone, what, name, 1, seconds)
+        results[name].p50.append(p50)
+        results[name].rate.append(rate)
     ours = results[OURS.name]
     return fill(
         table,
         lambda name: [
-            spread(results[name].p50, show),
+            spread(results[name].p50, milli),
             spread(results[name].rate, per_second),
             ratios(results[name].p50, ours.p50),
             ratios(results[name].rate, ours.rate),
         ],
     )
-
-
-def run_cold(what: str, name: str, workers: int) -> tuple[float, ...]:
-    """Run `cold` in a fresh interpreter; return when it was started (the monotonic clock's time) and its numbers."""
-    start = time.monotonic()
-    argv = [sys.executable, "-m", "tests.benchmarks.cold", what, name, str(workers)]
-    done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=HUNG, check=True)
-    return start, *map(float, done.stdout.split())
 
 
 async def from_cold(pace: Pace) -> list[Table]:
@@ -312,15 +303,14 @@ async def from_cold(pace: Pace) -> list[Table]:
         ["who", "interpreter to result", "/ ours", "opening to result", "/ ours"],
     )
     candidates = [*ALL, *FORKED]
-    names = [cold.NOTHING, cold.TRIO, *(it.name for it in candidates if it.missing is None)]
+    names = [alone.NOTHING, alone.TRIO, *(it.name for it in candidates if it.missing is None)]
     whole: dict[str, list[float]] = {name: [] for name in names}
     opening: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(pace.rounds):
-        for name in names:
-            start, imported, result = await trio.to_thread.run_sync(run_cold, "first", name, WORKERS)
-            whole[name].append(result - start)
-            opening[name].append(result - imported)
-    for name in (cold.NOTHING, cold.TRIO):
+    for name in in_turn(names, pace.rounds):
+        start, imported, result = await trio.to_thread.run_sync(run_alone, "first", name, WORKERS)
+        whole[name].append(result - start)
+        opening[name].append(result - imported)
+    for name in (alone.NOTHING, alone.TRIO):
         table.add(name, spread(whole[name], milli), ratios(whole[name], whole[OURS.name]), "-", "-")
     return [
         fill(
@@ -349,7 +339,7 @@ async def at_rest(pace: Pace) -> list[Table]:
     sizes: dict[str, Sequence[float]] = {}
     for candidate in candidates:
         if candidate.missing is None:
-            _, *found = await trio.to_thread.run_sync(run_cold, "memory", candidate.name, WORKERS_AT_REST)
+            _, *found = await trio.to_thread.run_sync(run_alone, "memory", candidate.name, WORKERS_AT_REST)
             sizes[candidate.name] = found
     ours = sizes[OURS.name]
     return [

@@ -32,6 +32,7 @@ from .._calls import (
     Decoder,
     Message,
     encode,
+    in_short,
 )
 from . import _main_module
 
@@ -238,7 +239,7 @@ class Child:
             return function, arguments
         except BaseException as error:
             what = f"argument {position} of {_name(function)}" if position else "the function"
-            raise JobFailed(f"{what} can't be unpickled in the worker: {type(error).__name__}: {error}") from error
+            raise JobFailed(f"{what} can't be unpickled in the worker: {in_short(error)}") from error
 
     def _find(self, pickled: bytes) -> "Callable[..., Any]":
         """Unpickle a function that is pickled by its name, or remember it, as long as that name still means it."""
@@ -266,8 +267,7 @@ class Child:
             what = "a part of the stream of" if kind == PART else "the result of"
             hint = "; take it with stream() instead of run_sync()" if kind == RESULT and _is_generator(result) else ""
             raise JobFailed(
-                f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: "
-                f"{type(error).__name__}: {error}{hint}"
+                f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: {in_short(error)}{hint}"
             ) from error
         buffers = self._buffers
         if buffers:
@@ -298,17 +298,16 @@ class Child:
         else:
             try:
                 exception = self._pickle_error(error)
-            except Exception as why:
-                text += f"\n(the exception itself could not be sent: {type(why).__name__}: {why})".encode(
-                    "utf-8", "backslashreplace"
-                )
+            except BaseException as why:
+                note = f"\n(the exception itself could not be sent: {in_short(why)})"
+                text += note.encode("utf-8", "backslashreplace")
         return text, exception
 
     def _pickle_error(self, error: Exception) -> bytes:
         """Pickle an exception with all that hangs on it, or alone; try it, and raise where it can't be read back."""
         try:
             return self._try_error(_links(error))
-        except Exception:
+        except BaseException:
             return self._try_error([(error, None, None, False)])
 
     def _try_error(self, links: "Sequence[tuple[BaseException, object, object, bool]]") -> bytes:
@@ -375,7 +374,8 @@ def _iterate(context: Context, function: "Callable[..., Any]", arguments: "Seque
 
 
 def _is_generator(result: object) -> bool:
-    return hasattr(result, "send") and hasattr(result, "__next__")
+    # Asked of the type: an object may have any __getattr__.
+    return hasattr(type(result), "send") and hasattr(type(result), "__next__")
 
 
 def _close(context: Context, parts: "Iterator[object]") -> None:
@@ -393,13 +393,12 @@ def _close_anyhow(context: Context, parts: "Iterator[object]") -> None:
 
 
 def _name(function: object) -> str:
-    while (inner := getattr(function, "func", None)) is not None and callable(inner):
-        function = inner  # functools.partial
-    name = getattr(function, "__qualname__", None)
-    if name is None:
-        return type(function).__name__
-    module = getattr(function, "__module__", None)
-    return f"{module}.{name}" if module else str(name)
+    try:
+        while (inner := getattr(function, "func", None)) is not None and callable(inner):
+            function = inner  # functools.partial
+        return f"{function.__module__}.{function.__qualname__}"  # type: ignore[attr-defined]
+    except BaseException:  # an object may have any __getattr__
+        return type(function).__qualname__
 
 
 def _traceback(error: BaseException) -> bytes:
@@ -416,7 +415,7 @@ def _traceback(error: BaseException) -> bytes:
             text = "".join([f"{error}\n", *lines])
         else:
             text = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as another:  # an exception may have any __str__
+    except BaseException as another:  # an exception may have any __str__
         text = f"{type(error).__name__}, which can't be shown: {type(another).__name__}"
     data = text.rstrip("\n").encode("utf-8", "backslashreplace")
     if len(data) > LONGEST_TEXT:

@@ -8,6 +8,8 @@ real one is run under the name `__mp_main__`, as the multiprocessing module does
 
 import sys
 
+from .._calls import in_short
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType, ModuleType
@@ -93,7 +95,7 @@ def _first(error: BaseException) -> str:
             return GUARD
         seen += members(one)
         seen += [other for other in (one.__cause__, one.__context__) if other is not None and other not in seen]
-    return f"{type(error).__name__}: {error}"
+    return in_short(error)
 
 
 def members(error: BaseException) -> "tuple[BaseException, ...]":
