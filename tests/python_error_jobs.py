@@ -5,6 +5,7 @@ itself.
 """
 
 import functools
+import gc
 import os
 import sys
 import threading
@@ -776,6 +777,17 @@ def track_parts(value: Any, count: int) -> Iterator[Tracked]:
         del part
 
 
+def count_parts_alive(count: int) -> Iterator[tuple[Tracked, int]]:
+    """Yield parts, each with how many of those before it are still there."""
+    references: list[weakref.ref[object]] = []
+    for _ in range(count):
+        part = Tracked()
+        alive_before = sum(one() is not None for one in references)
+        references.append(weakref.ref(part))
+        yield part, alive_before
+        del part
+
+
 def track_parts_and_fail(value: Any) -> Iterator[Tracked]:
     yield from track_parts(value, 2)
     fail("arguments")
@@ -786,6 +798,18 @@ def count_alive() -> tuple[int, int]:
     count = sum(one() is not None for one in alive), len(alive)
     alive.clear()
     return count
+
+
+def leave_in_circle(value: object) -> None:
+    """Leave a value to the garbage collector, and call it."""
+    values = [value]
+    values.append(values)
+    del values, value
+    gc.collect()
+
+
+def crash(_: object) -> NoReturn:
+    os._exit(3)
 
 
 def note_and_wait(path: str, value: object) -> NoReturn:

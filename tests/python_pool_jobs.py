@@ -563,3 +563,9 @@ def nested_pids(started: str, depth: int) -> NoReturn:
 
 
 partial_add = functools.partial(add, 1, plus=2)
+
+
+def give_buffer(size: int) -> list[Any]:
+    import pickle
+
+    return [pickle.PickleBuffer(bytearray(size))]

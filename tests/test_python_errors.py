@@ -397,7 +397,7 @@ async def test_job_error_says_why() -> None:
             ("local class", "local_class.<locals>.Local"),
             ("pickle raises", "RuntimeError: no pickle of me"),
             ("pickle lies", "Reducing comes back from pickle as ValueError"),
-            ("pickle is a name", "Reducing comes back from pickle as str"),
+            ("pickle comes back as text", "Reducing comes back from pickle as str"),
             ("pickle comes back with an error", "RuntimeError: no way back"),
             ("pickle comes back with an error in the parent", "could not be read here: RuntimeError: not here"),
         ):

@@ -21,6 +21,7 @@ from ._calls import (
     STOP_STREAM,
     Decoder,
     Message,
+    beginning,
     encode,
 )
 from ._conversation import TABLE, Event, Failed, Part, Refused, Replied, Shaken, Stage
@@ -111,25 +112,25 @@ class CallConversation:
         return None if message is None else self._take(message)
 
     def _take(self, message: Message) -> Event:
-        event = _interpret(message)
         if message.id != self._id:
-            raise FrameError(f"it answered job {message.id}, but it was given job {self._id}", b"")
-        self._move(type(event))
-        return event
-
-    def _move(self, what: type[Event] | str) -> None:
-        stage = TABLE[self.stage].get(what)
-        if stage is None:
-            name = what if isinstance(what, str) else what.__name__
-            raise FrameError(f"{name} can't come while {self.stage.value}", self.leftover)
+            what = f"it answered job {message.id}, but it was given job {self._id}"
+            raise FrameError(what, beginning(message))
+        if message.kind == REFUSED and self.stage is Stage.SHAKING:
+            raise Refused(message.body[: message.split], message.body[message.split :])
+        event = _interpret(message)
+        stage = None if event is None else TABLE[self.stage].get(type(event))
+        if event is None or stage is None:
+            name = "a refusal" if event is None else type(event).__name__
+            raise FrameError(f"{name} can't come while {self.stage.value}", beginning(message))
         self.stage = stage
+        return event
 
 
 def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
     return b"".join(encode(kind, id_, body))
 
 
-def _interpret(message: Message) -> Event:
+def _interpret(message: Message) -> Event | None:
     kind, body = message.kind, message.body
     if kind == RESULT:
         return Replied(b"", body, False, message.buffers)
@@ -139,10 +140,7 @@ def _interpret(message: Message) -> Event:
         return Replied(b"", b"", True)
     if kind == ERROR:
         return Failed(body[: message.split], body[message.split :])
-    if kind == REFUSED:
-        raise Refused(body[: message.split], body[message.split :])
-    assert kind == READY
-    return Shaken(int.from_bytes(body, "little"))
+    return Shaken(int.from_bytes(body, "little")) if kind == READY else None
 
 
 class CallLine(Line):

@@ -23,7 +23,7 @@ from collections import deque
 from io import BytesIO
 from struct import Struct
 
-from ._goridge import FrameError
+from ._goridge import SHOWN, FrameError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Buffer: TypeAlias = bytes | memoryview
 
-MAGIC: "Final" = 0x9D77_0A54  # b"T\nw\x9d": no text in UTF-8 has these bytes
+MAGIC: "Final" = 0x0A54_779D  # b"\x9dwT\n": no text in ASCII or UTF-8 begins like this
 
 # From the pool.
 HELLO: "Final" = 1
@@ -144,8 +144,8 @@ class Decoder:
 
     @property
     def leftover(self) -> bytes:
-        """The first of what has arrived and is no message."""
-        return self._held
+        """The first of what has arrived and was not taken."""
+        return beginning(self._ready[0]) if self._ready else self._held
 
     def drop(self) -> None:
         """Drop what has arrived and is no part of a message taken yet."""
@@ -240,7 +240,8 @@ class Decoder:
             try:
                 self._target = BytesIO(bytes(size))
             except (MemoryError, OverflowError):
-                self.drop()
+                self._message = None
+                self._whole = []
                 self._refuse(b"", f"there is no memory for {size:,} bytes of a message")
                 return
             self._space = self._target.getbuffer()
@@ -257,6 +258,12 @@ class Decoder:
 
     def _refuse(self, held: bytes, reason: str) -> None:
         self._error = FrameError(reason, held)
+
+
+def beginning(message: Message) -> bytes:
+    """Return the first bytes of a message, as they came, for an error to show."""
+    head = _pack(MAGIC, message.kind, message.id, message.split, len(message.buffers), len(message.body))
+    return head if message.buffers else head + message.body[:SHOWN]
 
 
 def in_short(error: BaseException) -> str:

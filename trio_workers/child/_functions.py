@@ -396,7 +396,8 @@ def _name(function: object) -> str:
     try:
         while (inner := getattr(function, "func", None)) is not None and callable(inner):
             function = inner  # functools.partial
-        return f"{function.__module__}.{function.__qualname__}"  # type: ignore[attr-defined]
+        name = f"{function.__module__}.{function.__qualname__}"  # type: ignore[attr-defined]
+        return name.replace(_main_module.NAME, "__main__", 1) if name.startswith(_main_module.NAME) else name
     except BaseException:  # an object may have any __getattr__
         return type(function).__qualname__
 

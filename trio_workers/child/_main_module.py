@@ -36,8 +36,6 @@ _failure: "BaseException | None" = None
 class MainModuleError(ImportError):
     """The application's main module could not be imported by a worker."""
 
-    __module__ = "trio_workers"
-
 
 def install(description: "tuple[str, str] | str") -> None:
     """Let the present `__main__` stand for the application's, until something of that is needed."""
