@@ -344,7 +344,7 @@ def output_of_subprocess(text: str) -> str:
 
 
 class _Nameless:
-    """What says by a name, and not by a module, where it is: as the functions of numpy do. Each module is looked at."""
+    """What says by a name alone where it is, as objects of C extensions may: pickle looks for it in every module."""
 
     __module__ = None  # type: ignore[assignment]
 
@@ -408,6 +408,9 @@ def die(status: int) -> NoReturn:
 
 # programs
 
+LONGEST_RUN: Final = 45.0
+"""Seconds a program may take, on a loaded machine: less than a test, so that what it has started is ended, too."""
+
 
 class Finished(NamedTuple):
     """How a program ended."""
@@ -427,10 +430,12 @@ def run_program(
     """Run a program to its end, in a session of its own, and fail where a process of that is left."""
     import subprocess
 
+    # What a machine tells every interpreter is not for these.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(
         command,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": ROOT, **(env or {})},
+        env={**inherited, "PYTHONPATH": ROOT, **(env or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -438,7 +443,10 @@ def run_program(
         start_new_session=True,
     ) as program:
         try:
-            stdout, stderr = program.communicate(input)
+            stdout, stderr = program.communicate(input, timeout=LONGEST_RUN)
+        except BaseException:
+            program.kill()
+            raise
         finally:
             left = end_session(program.pid)
     assert not left, f"left by a program: {left}\n{stderr}"

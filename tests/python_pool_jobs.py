@@ -515,6 +515,23 @@ def give_bytes(size: int, started: str, go: str) -> bytes:
     return bytes(size)
 
 
+def give_buffer(size: int) -> list[Any]:
+    """Return a writable buffer, in a list."""
+    import pickle
+
+    return [pickle.PickleBuffer(bytearray(size))]
+
+
+def tie(values: list[Any]) -> int:
+    """Make garbage that only the collector can find, have it found, and return our pid."""
+    import gc
+
+    values.append(values)
+    del values
+    gc.collect()
+    return os.getpid()
+
+
 # pools in jobs
 
 
@@ -563,9 +580,3 @@ def nested_pids(started: str, depth: int) -> NoReturn:
 
 
 partial_add = functools.partial(add, 1, plus=2)
-
-
-def give_buffer(size: int) -> list[Any]:
-    import pickle
-
-    return [pickle.PickleBuffer(bytearray(size))]

@@ -240,7 +240,7 @@ def decoded(data: bytes) -> Message:
 def test_what_the_pool_says() -> None:
     """The hello carries what the child must know; the stop of a stream names its job."""
     conversation = in_stage(Stage.STREAMING, id_=2**32 - 1)
-    hello = decoded(b"".join(conversation.handshake()))
+    hello = decoded(conversation.handshake())
     assert (hello.kind, hello.id, hello.body) == (HELLO, 0, HELLO_BODY)
     stop = decoded(conversation.stop())
     assert (stop.kind, stop.id, stop.body) == (STOP, 0, b"")

@@ -52,6 +52,9 @@ HEAVY: Final = frozenset(
 
 MOST_MEMORY: Final = 14_000_000
 
+BUFFERED: Final = {"PYTHONUNBUFFERED": ""}
+"""For workers whose streams have buffers, whatever this machine says."""
+
 # Without the site module, whose .pth files may import anything. It notes what an idle worker is.
 IDLE: Final = """
 import json, os, sys
@@ -220,7 +223,7 @@ async def test_input_finds_the_end(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_what_jobs_print_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Point 1: all ways to print lead to the log, by the end of the job, and none to the relay."""
-    async with open_python_pool(1) as pool:
+    async with open_python_pool(1, env=BUFFERED) as pool:
         for writer in jobs.WRITERS:
             assert await pool.run_sync(writer, f"by {writer.__name__}") is None
             await logged(caplog, f"by {writer.__name__}")
@@ -231,7 +234,7 @@ async def test_what_jobs_print_goes_to_the_log(caplog: pytest.LogCaptureFixture)
 
 async def test_pieces_of_a_line_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
     """Point 1: what has no newline yet waits for it, from one job to the next."""
-    async with open_python_pool(1) as pool:
+    async with open_python_pool(1, env=BUFFERED) as pool:
         await pool.run_sync(jobs.print_in_pieces, "one ", "two ")
         await pool.run_sync(jobs.print_in_pieces, "three\n", "four")
         await logged(caplog, "one two three")

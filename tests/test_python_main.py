@@ -23,8 +23,11 @@ import functools, json, os, pickle, subprocess, sys
 import trio
 from trio_workers import JobError, open_python_pool
 
-with open(os.environ["NOTES"], "a") as file:
-    print(os.getpid(), __name__, file=file)
+with open(os.environ["NOTES"], "a+") as file:
+    print(os.getpid(), __name__, file=file, flush=True)
+    file.seek(0)
+    if len(file.readlines()) > 9:
+        os._exit(9)  # a chain of spawns ends here, and not with the memory of the machine
 
 """
 

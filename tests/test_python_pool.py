@@ -7,6 +7,7 @@ The functions that run in workers are in `python_pool_jobs.py`.
 
 import contextlib
 import functools
+import gc
 import inspect
 import logging
 import operator
@@ -204,6 +205,24 @@ async def test_pickling_that_is_interrupted() -> None:
             with pytest.raises(SystemExit):
                 pool.stream(function, *args)
             assert await pool.run_sync(jobs.size_of, bytes(2 << 20)) == 2 << 20
+
+
+async def test_buffers_and_the_garbage_collector() -> None:
+    """Point 5: large buffers may be part of garbage that only the collector finds, on either side."""
+    async with open_pool() as pool:
+        (worker,) = pool.workers
+        for size in (1 << 16, 1 << 20):
+            for _ in range(3):
+                result = await pool.run_sync(jobs.give_buffer, size)
+                assert bytes(result[0]) == bytes(size)
+                result[0][:4] = b"mine"
+                result.append(result)
+                del result
+                gc.collect()
+                # The collector finds the worker's garbage after the job, or inside the next one.
+                assert await pool.run_sync(jobs.tie, [pickle.PickleBuffer(bytearray(size))]) == worker.pid
+                assert await pool.run_sync(gc.collect) >= 0
+        assert pool.workers == (worker,)
 
 
 # labels

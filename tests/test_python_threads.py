@@ -341,7 +341,7 @@ class Terminal:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "error", str(file), str(self.note), str(self.go), str(self.children)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHON_COLORS": "0"},
                 start_new_session=True,
                 stdin=slave,
                 stdout=slave,

@@ -38,6 +38,8 @@ _WAITING: Final = Stage.WAITING
 class CallConversation:
     """One connection to a Python child: give it the bytes that came, take the events they make."""
 
+    stray = "A job must leave alone the descriptors that it did not open: one of them is the pool's."
+
     def __init__(self, hello: bytes, max_frame_size: int) -> None:
         self.answers: deque[bytes] = deque()
         self.stage = Stage.SHAKING
@@ -72,12 +74,10 @@ class CallConversation:
         if self.stage is not _WAITING:
             return None
         message = self._decoder.take_whole(data)
-        if message is None:
+        if message is None or message.kind != RESULT or message.id != self._id:
             return None
-        if message.kind == RESULT and message.id == self._id:
-            self.stage = _IDLE
-            return Replied(b"", message.body)
-        return self._take(message)
+        self.stage = _IDLE
+        return Replied(b"", message.body)
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the child."""
@@ -109,9 +109,8 @@ class CallConversation:
     def next_event(self) -> Event | None:
         """Return the next event, None where bytes are missing, or raise `FrameError`; `Refused` instead of `Shaken`."""
         message = self._decoder.next_message()
-        return None if message is None else self._take(message)
-
-    def _take(self, message: Message) -> Event:
+        if message is None:
+            return None
         if message.id != self._id:
             what = f"it answered job {message.id}, but it was given job {self._id}"
             raise FrameError(what, beginning(message))

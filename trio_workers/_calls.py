@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final, TypeAlias
 
-    Buffer: TypeAlias = bytes | memoryview
+    Buffer: TypeAlias = bytes | bytearray
 
 MAGIC: "Final" = 0x0A54_779D  # b"\x9dwT\n": no text in ASCII or UTF-8 begins like this
 
@@ -98,8 +98,8 @@ class Decoder:
     """Bytes in, messages out, for one direction of one connection.
 
     `receive` takes what was read. In the middle of something large, `space` is where the next bytes belong: read
-    straight into it, release it, and say how many there were with `filled`. Memory grows with what arrives: fresh zeros
-    of any size take none before something is written to them.
+    straight into it, release it, and say how many there were with `filled`. What begins with `MAGIC` comes
+    from a child of ours, so the sizes it announces are believed, up to the limit.
     """
 
     __slots__ = (
@@ -124,7 +124,7 @@ class Decoder:
         self._message: Message | None = None
         self._bounds: list[int] = []
         self._whole: list[Buffer] = []
-        self._target: BytesIO | None = None
+        self._target: bytearray | BytesIO | None = None
         self._space: memoryview | None = None
         self._at = 0
         self._error: FrameError | None = None
@@ -228,23 +228,26 @@ class Decoder:
         """Go on to the next of the body and the buffers that has any bytes; past the last, the message is whole."""
         target = self._target
         if target is not None:
-            # Read-only: the bytes inside a BytesIO come out as they are, not as a copy.
-            read_only = self._bounds[len(self._whole)] % 2
-            self._whole.append(target.getvalue() if read_only else target.getbuffer())
+            # The bytes inside a BytesIO come out as they are, not as a copy.
+            self._whole.append(target.getvalue() if isinstance(target, BytesIO) else target)
             self._target = None
         while len(self._whole) < len(self._bounds):
             size, read_only = divmod(self._bounds[len(self._whole)], 2)
             if not size:
-                self._whole.append(b"" if read_only else memoryview(bytearray()))
+                self._whole.append(b"" if read_only else bytearray())
                 continue
             try:
-                self._target = BytesIO(bytes(size))
+                if read_only:
+                    self._target = BytesIO(bytes(size))
+                    self._space = self._target.getbuffer()
+                else:
+                    self._target = bytearray(size)
+                    self._space = memoryview(self._target)
             except (MemoryError, OverflowError):
                 self._message = None
                 self._whole = []
                 self._refuse(b"", f"there is no memory for {size:,} bytes of a message")
                 return
-            self._space = self._target.getbuffer()
             self._at = 0
             return
         message = self._message

@@ -58,7 +58,7 @@ class Replied(NamedTuple):
     context: bytes
     body: bytes
     streamed: bool = False
-    buffers: Sequence[bytes | memoryview] = ()
+    buffers: Sequence[bytes | bytearray] = ()
 
 
 class Part(NamedTuple):
@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
     context: bytes
     body: bytes
-    buffers: Sequence[bytes | memoryview] = ()
+    buffers: Sequence[bytes | bytearray] = ()
 
 
 class Failed(NamedTuple):
@@ -163,6 +163,11 @@ HANDSHAKE_LIMIT: Final = 1024
 """Largest handshake believed, in bytes: `{"pid":N}` takes 20, and a stranger on a listener gets no more of our
 memory."""
 
+_STRAY_TEXT: Final = (
+    "Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; "
+    "let it write to stderr instead."
+)
+
 STOP_STREAM: Final = frame_3(0, b"", STREAM_STOP)
 PONG_FRAME: Final = frame_3(0, b"", PONG)
 
@@ -171,6 +176,8 @@ class Talk(Protocol):
     """What a `Line` needs of a conversation, in whatever dialect."""
 
     answers: deque[bytes]
+    stray: str
+    """What text on the relay usually means, and what to do about it."""
 
     @property
     def stage(self) -> Stage: ...
@@ -194,10 +201,11 @@ class Conversation:
     write back (pongs).
     """
 
-    __slots__ = ("_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol")
+    __slots__ = ("_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol", "stray")
 
     def __init__(self, protocol: str, max_frame_size: int) -> None:
         self.protocol: str = protocol
+        self.stray: str = _STRAY_TEXT
         self.answers: deque[bytes] = deque()
         self._old = protocol != "goridge-3"
         self._row = _START_OLD if self._old else _START_3

@@ -97,6 +97,8 @@ class Exchange:
     async def run(self, job: Job, seat: Seat | None = None) -> Replied:
         """Run a job to its reply: on any worker, or on a leased `seat`. Raise what else becomes of it."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        if seat is not None and seat.jobs:
+            await self.wait_for_leaving(seat)
         self.enter(job, seat)
         try:
             outcome = await self.see_through(job)
@@ -113,6 +115,11 @@ class Exchange:
             raise self.failure(outcome)
         self.leave(job)
         raise JobError(b"the worker streams its reply; take it with stream() instead of exec()")
+
+    async def wait_for_leaving(self, seat: Seat) -> None:
+        """Wait while a stream that its caller has left early is read to its end; then the worker is free again."""
+        while seat.jobs and (left := seat.jobs[0].left) is not None:
+            await left.wait()
 
     def count(self, outcome: str) -> None:
         """Count a job that has ended."""
@@ -256,7 +263,10 @@ class Exchange:
                 line.events.appendleft(event)  # what was read is not lost with the cancel
             failure = failure or group.exceptions[0]
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and the error hold each other, and so the job, until the collector comes
         assert event is not None
         return event
 
@@ -324,6 +334,7 @@ class Exchange:
             self.abandon(job)
             return
         job.bound = True
+        job.left = trio.Event()
         self._background(self._read_out, job)
 
     @trio.lowlevel.enable_ki_protection
@@ -345,16 +356,19 @@ class Exchange:
             _log.exception("a stream that was left early could not be read to its end; its worker is killed")
         finally:
             self.abandon(job)
+            if job.left is not None:
+                job.left.set()
 
     def hang_up(self, job: Job) -> None:
-        """Give the job's bell back, without the message that nobody took."""
+        """Let go of what a job that is over has: its frames, which may be large, and its bell."""
+        job.frames = ()
         bell = job.bell
         if bell is None:
             return
         job.bell = None
         if job.rung:
             job.rung = False
-            bell.receive.receive_nowait()
+            bell.receive.receive_nowait()  # the message that nobody took
         if len(self._bells) < KEPT_BELLS:
             self._bells.append(bell)
 
@@ -413,6 +427,8 @@ class Parts(Generic[T]):
             raise RuntimeError("a stream can be entered only once; call stream() again for another job")
         self._entered = True
         await trio.lowlevel.checkpoint()
+        if self._seat is not None and self._seat.jobs:
+            await self._exchange.wait_for_leaving(self._seat)
         self._exchange.enter(self._job, self._seat)
         await self._exchange.wait_for_worker(self._job)
         return self
@@ -532,7 +548,8 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
     how = how_it_ended(ending.returncode)
     if isinstance(fault, BaseException):
         first = fault.received[:1] if isinstance(fault, FrameError) else b""
-        hint = f" {_STRAY_TEXT}" if first.isascii() and first.isalpha() else ""
+        stray = worker.line is not None and first.isascii() and first.isalpha()
+        hint = f" {worker.line.conversation.stray}" if stray and worker.line is not None else ""
         still = ending.returncode is None and seat.ending is None
         now = "is being killed" if still else how
         return error(RelayError, f"broke the protocol {doing}: {fault}.{hint} It {now}.")
@@ -549,10 +566,6 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
     return error(WorkerCrashed, f"{how} {doing}.")
 
 
-_STRAY_TEXT: Final = (
-    "Text on the relay usually means that the program, or a warning of its interpreter, wrote to stdout; "
-    "let it write to stderr instead."
-)
 _NOT_OURS: Final = "the pool did not send it; the kernel's out-of-memory killer may have, and says so in its log"
 _LEFT_BY_ITSELF: Final = "it left by itself, without an answer: does it call exit, or take this job's body for its end?"
 

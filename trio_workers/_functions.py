@@ -72,8 +72,10 @@ class FunctionCodec:
             lifted = (_lift(arguments[0]),) if len(arguments) == 1 else arguments
             try:
                 body += _dumps(lifted, PROTOCOL, buffer_callback=self._keep)
-            except Exception as error:
+            except BaseException as error:
                 self._buffers.clear()
+                if not isinstance(error, Exception):
+                    raise
                 raise _explain(function, arguments, 1, error) from error
             return self._finish(function, stream, split, body)
         # One pickler for all pieces, so that what they share stays one object.
@@ -83,10 +85,15 @@ class FunctionCodec:
         try:
             dump(len(arguments))
             dump(function)
-            for position, argument in enumerate(arguments, 1):  # noqa: B007 - used where it fails
-                dump(_lift(argument))
-        except Exception as error:
+            for argument in arguments:
+                position += 1
+                # What is given twice stays inside, where one object stays one.
+                alone = sum(other is argument for other in arguments) == 1
+                dump(_lift(argument) if alone else argument)
+        except BaseException as error:
             self._buffers.clear()
+            if not isinstance(error, Exception):
+                raise
             raise _explain(function, arguments, position, error, by_value=self._by_value) from error
         return self._finish(function, stream, 0, file.getvalue())
 
@@ -132,6 +139,10 @@ class FunctionCodec:
         self._known[function] = known
         return known
 
+    def check(self, function: Callable[..., object], caller: str) -> None:
+        """Raise TypeError for what is no plain function."""
+        _check_function(function, what=caller)
+
     def encode_initializer(self, function: Callable[..., object], arguments: Sequence[object]) -> bytes:
         """Pickle an initializer, or raise an error that names what can't be."""
         _check_function(function, what="initializer")
@@ -141,9 +152,8 @@ class FunctionCodec:
         try:
             self._new_pickler(file, lambda _: True).dump((function, tuple(arguments)))
         except Exception as error:
-            raise pickle.PicklingError(
-                f"initializer {name_of(function)} or its initargs can't be pickled: {in_short(error)}"
-            ) from error
+            text = f"initializer {name_of(function)} or its initargs can't be pickled: {in_short(error)}"
+            raise pickle.PicklingError(_advise(text, by_value=self._by_value)) from error
         return file.getvalue()
 
     def failure(self, outcome: Failed) -> Exception:
@@ -151,7 +161,7 @@ class FunctionCodec:
         if outcome.exception:
             try:
                 return _restore(pickle.loads(outcome.exception), outcome.message.decode("utf-8", "replace"))
-            except Exception as error:
+            except BaseException as error:  # an exception may do anything as it is unpickled
                 note = f"\n(the exception itself could not be read here: {in_short(error)})"
                 return JobError(outcome.message + note.encode("utf-8", "backslashreplace"))
         return JobError(outcome.message)
@@ -183,7 +193,9 @@ def _new_plain_pickler(file: BytesIO, keep: Buffers) -> _Pickler:
 def _load_cloudpickle() -> Callable[[BytesIO, Buffers], _Pickler]:
     try:
         cloudpickle: Any = importlib.import_module("cloudpickle")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "cloudpickle":
+            raise  # it is there, and lacks something of its own
         raise ModuleNotFoundError(
             "pickler=\"cloudpickle\" needs the extra: pip install 'trio_workers[cloudpickle]'", name="cloudpickle"
         ) from None
@@ -198,12 +210,12 @@ def _lift(argument: object) -> object:
     return argument
 
 
-def decode(answer: Answer) -> Any:
+def decode(answer: Answer, function: object, what: str = "the result") -> Any:
     """Turn an answer into a result; raise `JobError` where it can't be unpickled here."""
     try:
         return _loads(answer.body, buffers=answer.buffers)
-    except Exception as error:
-        raise JobError(f"the result can't be unpickled here: {in_short(error)}") from error
+    except BaseException as error:  # an object may do anything as it is unpickled
+        raise JobError(f"{what} of {name_of(function)} can't be unpickled here: {in_short(error)}") from error
 
 
 def name_of(function: object) -> str:
@@ -227,8 +239,8 @@ def _check_function(function: object, *, stream: bool = False, what: str = "") -
         while isinstance(target, functools.partial):
             target = cast("functools.partial[object]", target).func
         code = getattr(target, "__code__", None)
-        if code is None and inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004 - its kind
-            code = cast("Any", target).__call__.__code__
+        if code is None:
+            code = getattr(getattr(target, "__call__", None), "__code__", None)  # noqa: B004 - not whether, but how
     flags: int = getattr(code, "co_flags", 0)
     if flags & _ASYNC:
         raise TypeError(
@@ -236,7 +248,7 @@ def _check_function(function: object, *, stream: bool = False, what: str = "") -
             "plain function run it in an event loop of its own (trio.run(...), asyncio.run(...))"
         )
     if flags & _GENERATOR and not stream:
-        kind = "its value would be a generator" if what else "take what it yields with stream()"
+        kind = "it must not yield" if what == "initializer" else "take what it yields with stream()"
         raise TypeError(f"{caller} takes a function that returns, and {name_of(function)} is a generator: {kind}")
 
 
@@ -253,13 +265,16 @@ def _explain(
         if isinstance(function, functools.partial):
             what = _find_in_partial(cast("functools.partial[object]", function), name)
     text = f"{what} can't be pickled: {in_short(error)}"
-    shown = f"{text} {name}"
-    if not by_value and ("<lambda>" in shown or "<locals>" in shown):
-        text += (
-            ". Lambdas and functions inside functions have no name to be found by: move it to the top level of a "
-            "module, or open the pool with pickler=\"cloudpickle\" (pip install 'trio_workers[cloudpickle]')"
-        )
-    return pickle.PicklingError(text)
+    return pickle.PicklingError(_advise(text, by_value=by_value))
+
+
+def _advise(text: str, *, by_value: bool) -> str:
+    if by_value or not ("<lambda>" in text or "<locals>" in text):
+        return text
+    return (
+        f"{text}. Lambdas and functions inside functions have no name to be found by: move it to the top level of a "
+        "module, or open the pool with pickler=\"cloudpickle\" (pip install 'trio_workers[cloudpickle]')"
+    )
 
 
 def _find_in_partial(function: "functools.partial[object]", name: str) -> str:

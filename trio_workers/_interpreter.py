@@ -65,14 +65,16 @@ def describe_main() -> tuple[str, str] | str:
     """Say where workers find the program's main module, or why they can't."""
     ours = sys.modules.get("trio_workers.child._main_module")
     if ours is not None and ours.described:
-        return cast("tuple[str, str] | str", ours.described)  # a pool inside a job: the main module is the program's
+        # A pool inside a job: the main module is the program's, and may not have been needed here yet.
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        return cast("tuple[str, str] | str", ours.described)
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     spec = getattr(main, "__spec__", None)
     if main is None or (spec is None and not (isinstance(file, str) and os.path.isfile(file))):
         return NO_MAIN
     # What a worker pickles of it has the name under which it was imported there.
-    sys.modules.setdefault("__mp_main__", main)
+    sys.modules["__mp_main__"] = main
     if spec is not None and spec.name != "__main__":
         return "module", spec.name
     assert isinstance(file, str)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import trio
 
-from ._codec import check_label
+from ._codec import Answer, check_label
 from ._config import Config, Environment, Restart, available_cores
 from ._core import Block, Observer, PoolCore, PoolStatistics, open_core
 from ._exchange import Parts
@@ -75,7 +75,7 @@ class PythonPool:
         replaced, unless the whole result is already there.
         """
         job = Job(self._codec.encode_call(fn, args), name_of(fn) if label is None else check_label(label))
-        return decode(await self._core.exchange.run(job))  # type: ignore[no-any-return]
+        return decode(await self._core.exchange.run(job), fn)  # type: ignore[no-any-return]
 
     def stream(self, fn: Callable[..., Iterable[T]], *args: Any, label: str | None = None) -> Parts[T]:
         """Run a generator function in a worker and take what it yields: `async with pool.stream(fn, *args) as parts`.
@@ -131,15 +131,14 @@ class PythonPool:
         """
         if not iterables:
             raise TypeError("map takes a function and at least one iterable")
-        if not callable(fn):
-            raise TypeError(f"map takes a function, not {type(fn).__name__}")
+        self._codec.check(fn, "map")
         core, codec, label = self._core, self._codec, name_of(fn)
 
         @trio.lowlevel.enable_ki_protection
         async def run(*args: Any) -> T:
             job = Job(codec.encode_call(fn, args), label)
             job.patient = True
-            return decode(await core.exchange.run(job))  # type: ignore[no-any-return]
+            return decode(await core.exchange.run(job), fn)  # type: ignore[no-any-return]
 
         workers = core.roster.target
         block = open_map(
@@ -199,7 +198,7 @@ class PythonWorker:
     async def run_sync(self, fn: Callable[..., T], *args: Any, label: str | None = None) -> T:
         """Run `fn(*args)` in this worker; see `PythonPool.run_sync`. `trio.BusyResourceError` where it is at work."""
         job = Job(self._codec.encode_call(fn, args), name_of(fn) if label is None else check_label(label))
-        return decode(await self._core.exchange.run(job, self._worker.seat))  # type: ignore[no-any-return]
+        return decode(await self._core.exchange.run(job, self._worker.seat), fn)  # type: ignore[no-any-return]
 
     def stream(self, fn: Callable[..., Iterable[T]], *args: Any, label: str | None = None) -> Parts[T]:
         """Run a generator function in this worker; see `PythonPool.stream`."""
@@ -222,7 +221,11 @@ def _stream(
 ) -> Parts[T]:
     frames = codec.encode_call(fn, args, stream=True)
     job = Job(frames, name_of(fn) if label is None else check_label(label))
-    return Parts[T]._create(core.exchange, job, decode, seat)  # pyright: ignore[reportPrivateUsage]
+
+    def take(answer: Answer) -> T:
+        return decode(answer, fn, "a part of the stream")  # type: ignore[no-any-return]
+
+    return Parts[T]._create(core.exchange, job, take, seat)  # pyright: ignore[reportPrivateUsage]
 
 
 def open_python_pool(
@@ -260,7 +263,7 @@ def open_python_pool(
     """
     check_not_importing()
     check_observer(observer)
-    if isinstance(initargs, str | bytes):
+    if isinstance(initargs, str | bytes) or not hasattr(initargs, "__iter__"):
         raise TypeError(f"initargs must be a tuple of arguments, not {type(initargs).__name__}")
     initargs = tuple(initargs)
     main = describe_main()

@@ -500,6 +500,12 @@ class Line:
         except FrameError as error:
             self.fault = error
 
+    def close(self) -> None:
+        """Close the relay, and let go of what could not be sent."""
+        self.relay.close()
+        self._unsent.clear()
+        self._owed.clear()
+
     @property
     def started(self) -> bool | None:
         """Whether the present job started, as far as it can be proved once the worker is dead (or the line broken).

@@ -62,7 +62,8 @@ class Job:
     `bound`: it belongs to the seat it was given and is never handed on (jobs inside a lease, a lease once
     it has been entered, replies nobody wants any more). `patient`: `max_queue` does not count it.
     `proof` and `phase` are set when its worker is gone: whether it started, as far as can be proved, and where it was.
-    `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`.
+    `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
+    `left`, set when a stream that its caller has left early has been read to its end.
     """
 
     seat: "Seat | None" = None
@@ -78,6 +79,7 @@ class Job:
     proof: bool | None = False
     phase: str = "idle"
     bell: Any = None
+    left: Any = None
     rung: bool = False
 
     def __init__(

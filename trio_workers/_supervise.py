@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from ._calls import in_short
 from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Refused, Replied, StopAsked
 from ._errors import JobError, SpawnError, how_it_ended
@@ -234,7 +235,7 @@ class Supervision:
             worker.failure = describe_end(seat, ending)
         self._carry_out(self._roster.exited(seat, ending, answered, unstarted))
         if line is not None:
-            line.relay.close()
+            line.close()
         process.reap()
         _log.debug("%s %d: %s", launch.label, process.pid, how_it_ended(ending.returncode), extra=self._extra(seat))
 
@@ -295,7 +296,7 @@ class Supervision:
     def _refusal(self, seat: Seat, how: str, error: Refused, ending: Ending) -> SpawnError:
         """Say what a Python child said of its own failure to become ready."""
         cause = self._failure(Failed(error.message, error.exception))
-        said = f"{type(cause).__name__}: {cause}"
+        said = in_short(cause)
         if isinstance(cause, JobError):  # whose text is the whole traceback
             said = [line for line in said.splitlines() if not line.startswith("(")][-1]
         spawn_error = SpawnError(

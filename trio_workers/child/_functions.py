@@ -157,10 +157,12 @@ class Child:
                 function(*arguments)
             except BaseException as error:
                 text, exception = self._describe(error)
+                self._leave_if_forked(error)
                 self.send(encode(REFUSED, body=text + exception, split=len(text)))
                 _flush()
                 os._exit(1)
-            _flush()
+            self._leave_if_forked()
+            self.clean_up()
         return self.send(encode(READY, body=self._pid.to_bytes(8, "little")))
 
     # jobs
@@ -239,7 +241,10 @@ class Child:
             return function, arguments
         except BaseException as error:
             what = f"argument {position} of {_name(function)}" if position else "the function"
-            raise JobFailed(f"{what} can't be unpickled in the worker: {in_short(error)}") from error
+            text = f"{what} can't be unpickled in the worker: {in_short(error)}"
+            if isinstance(error, AttributeError) and ("__main__" in text or _main_module.NAME in text):
+                text += f". {_main_module.BEHIND}"
+            raise JobFailed(text) from error
 
     def _find(self, pickled: bytes) -> "Callable[..., Any]":
         """Unpickle a function that is pickled by its name, or remember it, as long as that name still means it."""
@@ -312,11 +317,10 @@ class Child:
 
     def _try_error(self, links: "Sequence[tuple[BaseException, object, object, bool]]") -> bytes:
         data = self._dumps(links, 5)
-        kind: type = type(links[0][0])
         read: list[tuple[object, ...]] = pickle.loads(data)
-        back: type = type(read[0][0])
-        if back is not kind:
-            raise TypeError(f"{kind.__name__} comes back from pickle as {back.__name__}")
+        for (sent, *_), (back, *_) in zip(links, read, strict=True):
+            if type(back) is not type(sent):
+                raise TypeError(f"{type(sent).__name__} comes back from pickle as {type(back).__name__}")
         return data
 
     # between jobs
@@ -362,15 +366,14 @@ def _dumps_by_value(value: object, protocol: int, **options: object) -> bytes:
 
 
 def _iterate(context: Context, function: "Callable[..., Any]", arguments: "Sequence[object]") -> "Iterator[object]":
-    result = context.run(function, *arguments)
-    try:
-        parts: Iterator[object] = context.run(iter, result)
-        return parts
-    except TypeError:
+    result: object = context.run(function, *arguments)
+    if not hasattr(type(result), "__iter__") and not hasattr(type(result), "__getitem__"):
         raise JobFailed(
             f"stream() takes a generator function, or one that returns an iterable; {_name(function)} returned "
             f"{type(result).__name__}"
-        ) from None
+        )
+    parts: Iterator[object] = context.run(iter, result)  # type: ignore[arg-type]
+    return parts
 
 
 def _is_generator(result: object) -> bool:

@@ -23,6 +23,11 @@ GUARD = (
     'their own, or use pickler="cloudpickle"'
 )
 
+BEHIND = (
+    'Workers import the main module without what stands behind `if __name__ == "__main__":`; move what jobs need in '
+    "front of that, or to a module of its own"
+)
+
 described: "tuple[str, str] | str" = ""
 """Where the main module is to be found: ("script" | "directory" | "module", path or name); else why it can't be."""
 
@@ -41,7 +46,7 @@ def install(description: "tuple[str, str] | str") -> None:
     """Let the present `__main__` stand for the application's, until something of that is needed."""
     global described
     described = description
-    stub = sys.modules[NAME] = sys.modules["__main__"]
+    stub = sys.modules["__main__"]
     stub.__getattr__ = _look_up  # type: ignore[method-assign]
 
 
@@ -68,13 +73,17 @@ def _run(kind: str, where: str) -> "ModuleType":
     from types import ModuleType
 
     module = ModuleType(NAME)
-    stub = sys.modules["__main__"]
+    before = {name: sys.modules.get(name) for name in ("__main__", NAME)}
     sys.modules[NAME] = sys.modules["__main__"] = _module = module
     importing = True
     try:
         exec(_find_code(module, kind, where), module.__dict__)
     except BaseException as error:
-        sys.modules[NAME] = sys.modules["__main__"] = stub
+        for name, stub in before.items():
+            if stub is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = stub
         _module = None
         text = f"the main module {where} could not be imported in a worker: {_first(error)}"
         _failure = MainModuleError(text)
