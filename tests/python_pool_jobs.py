@@ -222,8 +222,10 @@ def count_and_fail(number: int) -> Iterator[int]:
     raise ValueError(f"after {number}")
 
 
-def count_and_crash(number: int, status: int) -> Iterator[int]:
+def count_and_crash(number: int, status: int, go: str) -> Iterator[int]:
+    """Yield so many, wait until somebody makes the file `go`, and exit."""
     yield from range(number)
+    wait_until(lambda: os.path.exists(go))
     os._exit(status)
 
 

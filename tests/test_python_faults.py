@@ -251,31 +251,34 @@ async def test_crash_before_the_job_was_read() -> None:
         assert results != [worker.pid]
 
 
-async def test_crash_while_streaming() -> None:
+async def test_crash_while_streaming(go: Path) -> None:
     """Point 6: a crash in the middle of a stream comes behind the parts that were sent."""
     async with open_pool() as pool:
         (worker,) = pool.workers
         found: list[int] = []
         with pytest.raises(WorkerCrashed) as caught:
-            async with pool.stream(jobs.count_and_crash, 5, 6) as parts:
+            async with pool.stream(jobs.count_and_crash, 5, 6, str(go)) as parts:
                 async for part in parts:
-                    found.append(part)  # noqa: PERF401 - what came before the error
+                    found.append(part)
+                    if part == 2:
+                        go.touch()
         assert found == [0, 1, 2, 3, 4]
         error = caught.value
         assert (error.phase, error.returncode, error.started) == ("streaming", 6, True)
         assert "'tests.python_pool_jobs.count_and_crash'" in str(error)
         await heals(pool, worker)
         with pytest.raises(WorkerCrashed):
-            async with pool.stream(jobs.count_and_crash, 0, 6) as parts:
+            async with pool.stream(jobs.count_and_crash, 0, 6, str(go)) as parts:
                 await anext(parts)
         await heals(pool)
 
 
-async def test_crash_after_a_stream_was_left(caplog: pytest.LogCaptureFixture) -> None:
+async def test_crash_after_a_stream_was_left(go: Path) -> None:
     """Point 6: a generator that crashes after its consumer has gone is nobody's error; the worker is replaced."""
+    go.touch()
     async with open_pool(2) as pool:
         for _ in range(5):
-            async with pool.stream(jobs.count_and_crash, 3, 6) as parts:
+            async with pool.stream(jobs.count_and_crash, 3, 6, str(go)) as parts:
                 assert await anext(parts) == 0
             assert await pool.run_sync(jobs.square, 3) == 9
         await heals(pool)

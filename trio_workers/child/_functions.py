@@ -153,7 +153,12 @@ class Child:
             self._dumps = _dumps_by_value
         if hello["initializer"] is not None:
             try:
-                function, arguments = pickle.loads(hello["initializer"])
+                try:
+                    function, arguments = pickle.loads(hello["initializer"])
+                except ModuleNotFoundError as error:
+                    if not _main_module.answer_to_its_name(error):
+                        raise
+                    function, arguments = pickle.loads(hello["initializer"])
                 function(*arguments)
             except BaseException as error:
                 text, exception = self._describe(error)
@@ -240,6 +245,8 @@ class Child:
                 arguments.append(load())
             return function, arguments
         except BaseException as error:
+            if _main_module.answer_to_its_name(error):
+                return self._load(message)
             what = f"argument {position} of {_name(function)}" if position else "the function"
             text = f"{what} can't be unpickled in the worker: {in_short(error)}"
             if isinstance(error, AttributeError) and ("__main__" in text or _main_module.NAME in text):

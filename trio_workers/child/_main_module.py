@@ -50,6 +50,18 @@ def install(description: "tuple[str, str] | str") -> None:
     stub.__getattr__ = _look_up  # type: ignore[method-assign]
 
 
+def answer_to_its_name(error: BaseException) -> bool:
+    """Whether it was the main module's name in workers that could not be imported, and can be from now on.
+
+    A pool inside a job sends that name, as its own main module has it. It is not known from the start: pickle looks for
+    objects without a module in every module there is, and would run the main module for them.
+    """
+    if not isinstance(error, ModuleNotFoundError) or error.name != NAME or NAME in sys.modules:
+        return False
+    sys.modules[NAME] = sys.modules["__main__"]
+    return True
+
+
 def _look_up(name: str) -> object:
     # Whoever asks for a dunder name looks at the module, not for something in it.
     if name.startswith("__") and name.endswith("__"):
