@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 PARENT = "TRIO_WORKERS_TEST_PARENT"
@@ -806,6 +807,21 @@ def leave_in_circle(value: object) -> None:
     values.append(values)
     del values, value
     gc.collect()
+
+
+def answer_in_part(writable: bool) -> NoReturn:
+    """Send the first half of an answer, as the child would do, and never the second."""
+    from trio_workers._calls import RESULT, encode
+
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and "id_" not in frame.f_locals:
+        frame = frame.f_back
+    assert frame is not None
+    data = memoryview(bytearray(1_000_000))
+    pieces = encode(RESULT, frame.f_locals["id_"], b"", [data if writable else data.toreadonly()])
+    frame.f_locals["self"].send([pieces[0], memoryview(pieces[1])[:500_000]])
+    threading.Event().wait()
+    raise AssertionError
 
 
 def crash(_: object) -> NoReturn:

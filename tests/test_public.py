@@ -50,6 +50,7 @@ LAYOUT: Final = (
     "child",
     "child._main_module",
     "child._functions",
+    "child._start",
     "testing",
 )
 
@@ -61,6 +62,7 @@ STANDARD_LIBRARY_ONLY: Final = (
     "child",
     "child._main_module",
     "child._functions",
+    "child._start",
 )
 OPTIONAL: Final = {"_functions": {"cloudpickle"}, "child._functions": {"cloudpickle"}}
 """What a module imports where a user asked for it, behind an extra."""
@@ -320,7 +322,7 @@ def test_standard_library_only(module: str) -> None:
     """What a worker loads needs nothing but Python, and of this package only what both sides use."""
     ours, others = imports_of("" if module == "__init__" else module)
     assert others - OPTIONAL.get(module, set()) <= sys.stdlib_module_names
-    assert ours <= {"_goridge", "_calls", "child._relay", "child._main_module"}
+    assert ours <= {"_goridge", "_calls", "child._relay", "child._main_module", "child._functions"}
 
 
 @pytest.mark.parametrize("module", SANS_IO)

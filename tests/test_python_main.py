@@ -482,7 +482,7 @@ def test_main_module_whose_file_is_gone(tmp_path: Path) -> None:
 
 
 def test_main_module_that_exits_at_its_end(tmp_path: Path) -> None:
-    """Point 2: `sys.exit()` behind the guard is not reached; in front of it a module can say who it is."""
+    """Point 2: `sys.exit(trio.run(main))` behind the guard, as one writes it, is not reached by a worker."""
     finished = run_text(
         """\
         def job():

@@ -884,14 +884,17 @@ async def main():
                 circle(await pool.run_sync(jobs.echo, pickle.PickleBuffer(bytearray(size))))
                 circle(await pool.run_sync(jobs.echo, [bytes(size), pickle.PickleBuffer(bytes(size))]))
                 gc.collect()
-        for large in (pickle.PickleBuffer(bytearray(16 << 20)), bytes(16 << 20), "x" * (16 << 20)):
-            for passes in range(1, 30, 4):
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(pool.run_sync, jobs.echo, large)
-                        for _ in range(passes):
-                            await trio.lowlevel.checkpoint()
-                        scope.cancel()
+        for writable in (True, False):
+            for _ in range(3):
+                await pool.run_sync(jobs.answer)
+                (worker,) = pool.workers
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pool.run_sync, jobs.answer_in_part, writable)
+                    while not worker.line.conversation.pending:
+                        await trio.sleep(0.001)
+                    nursery.cancel_scope.cancel()
+                del worker
+                await pool.run_sync(jobs.answer)
                 gc.collect()
     gc.collect()
     print("done")

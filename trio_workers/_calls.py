@@ -111,7 +111,7 @@ class Decoder:
         "_limit",
         "_message",
         "_ready",
-        "_space",
+        "_size",
         "_target",
         "_whole",
     )
@@ -125,7 +125,7 @@ class Decoder:
         self._bounds: list[int] = []
         self._whole: list[Buffer] = []
         self._target: bytearray | BytesIO | None = None
-        self._space: memoryview | None = None
+        self._size = 0
         self._at = 0
         self._error: FrameError | None = None
 
@@ -151,7 +151,7 @@ class Decoder:
         """Drop what has arrived and is no part of a message taken yet."""
         self._ready.clear()
         self._held = b""
-        self._message = self._target = self._space = None
+        self._message = self._target = None
         self._whole = []
 
     def take_whole(self, data: bytes) -> Message | None:
@@ -186,13 +186,18 @@ class Decoder:
     @property
     def space(self) -> memoryview | None:
         """Where the next bytes belong, None where that is not known before they have been looked at."""
-        return None if self._space is None else self._space[self._at :]
+        # A view that was kept would be found by the garbage collector together with its target, at the end of a
+        # connection, and CPython does not survive that everywhere (cpython issues 111049, 111331).
+        target = self._target
+        if target is None:
+            return None
+        with target.getbuffer() if isinstance(target, BytesIO) else memoryview(target) as view:
+            return view[self._at :]
 
     def filled(self, count: int) -> None:
         """Note that this many bytes were read into `space`."""
         self._at += count
-        if self._space is not None and self._at == len(self._space):
-            self._space = None
+        if self._target is not None and self._at == self._size:
             self._next_target()
 
     def _parse_head(self, view: memoryview) -> memoryview:
@@ -237,18 +242,14 @@ class Decoder:
                 self._whole.append(b"" if read_only else bytearray())
                 continue
             try:
-                if read_only:
-                    self._target = BytesIO(bytes(size))
-                    self._space = self._target.getbuffer()
-                else:
-                    self._target = bytearray(size)
-                    self._space = memoryview(self._target)
+                self._target = BytesIO(bytes(size)) if read_only else bytearray(size)
             except (MemoryError, OverflowError):
                 self._message = None
                 self._whole = []
                 self._refuse(b"", f"there is no memory for {size:,} bytes of a message")
                 return
             self._at = 0
+            self._size = size
             return
         message = self._message
         assert message is not None

@@ -24,17 +24,8 @@ SOCKET_BUFFER: Final = 1024 * 1024
 ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """Where this package is, for a child whose own path may not have it."""
 
-# The directory that -c puts in front of the path goes first: nothing of it may be imported in place of the standard
-# library. What the child needs of that is loaded before this package's directory is, for a moment, in front.
-_PROGRAM: Final = """\
-import sys
-if not sys.flags.safe_path: del sys.path[0]
-import _pickle, _signal, _socket, contextvars, faulthandler, io, os, select, struct, zlib
-sys.path.insert(0, sys.argv[2])
-from trio_workers.child._functions import main
-del sys.path[0]
-main(int(sys.argv[1]))
-"""
+START: Final = os.path.join(ROOT, "trio_workers", "child", "_start.py")
+"""The child's first lines."""
 
 NO_MAIN: Final = (
     "its main module came from standard input, from -c or from a notebook, where workers can't import it: put the "
@@ -104,7 +95,11 @@ class PythonFactory(Factory):
 
     def command(self, slot: int) -> list[str]:
         """Return the child's command, but for the number of its socket."""
-        return [*interpreter(), "-c", _PROGRAM]
+        if os.path.isfile(START):
+            return [*interpreter(), START]
+        # In a zip, where the interpreter can't take a program from.
+        loader: Any = __spec__.loader
+        return [*interpreter(), "-c", loader.get_data(START).decode()]
 
     def hello(self) -> bytes:
         """Return what a child must know, as it is now."""

@@ -1,6 +1,6 @@
 """The Python child: runs functions for a pool that was opened with `open_python_pool`.
 
-It is started as `python -c "..." FD DIRECTORY`. The relay is a socket of its own, under a number that is never 0, 1
+`_start.py` starts it. The relay is a socket of its own, under a number that is never 0, 1
 or 2 and that no program started by a job inherits. stdin is /dev/null; stdout and stderr lead to the pool's log.
 
 Imports cost start-up time and memory, of every worker: this module imports C modules only, and `traceback` and
