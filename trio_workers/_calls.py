@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from typing import Final, TypeAlias
 
     Buffer: TypeAlias = bytes | bytearray
+    Link: TypeAlias = tuple[
+        BaseException, BaseException | None, BaseException | None, bool, tuple[object, ...], list[str] | None
+    ]
 
 MAGIC: "Final" = 0x0A54_779D  # b"\x9dwT\n": no text in ASCII or UTF-8 begins like this
 
@@ -276,3 +279,37 @@ def in_short(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except BaseException as another:
         return f"{type(error).__name__}, which can't be shown ({type(another).__name__})"
+
+
+def links(error: BaseException) -> "list[Link]":
+    """List an exception and all that hang on it (causes, contexts, members of groups), each with what hangs on it.
+
+    Arguments and notes stand beside each: a class may lose them as it pickles itself, or change them in `__init__`.
+    """
+    found = [error]
+    for one in found:
+        nearby: list[BaseException | None] = [one.__cause__, one.__context__, *members(one)]
+        found += [other for other in nearby if other is not None and not any(other is known for known in found)]
+    return [link(one, one.__cause__, one.__context__) for one in found]
+
+
+def link(one: BaseException, cause: BaseException | None = None, context: BaseException | None = None) -> "Link":
+    """Describe one exception, with what hangs on it."""
+    return one, cause, context, one.__suppress_context__, one.args, getattr(one, "__notes__", None)
+
+
+def restore(found: "Sequence[Link]") -> BaseException:
+    """Hang exceptions together again, as `links` found them; return the first."""
+    for error, cause, context, suppress, arguments, notes in found:
+        error.__cause__, error.__context__, error.__suppress_context__ = cause, context, suppress
+        if error.args != arguments:
+            error.args = arguments
+        if notes is not None:
+            error.__notes__ = notes
+    return found[0][0]
+
+
+def members(error: BaseException) -> "tuple[BaseException, ...]":
+    """Return what an exception group holds; nothing for any other exception."""
+    held: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return held if issubclass(type(error), BaseExceptionGroup) else ()

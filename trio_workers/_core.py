@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import attrs
 import trio
@@ -106,6 +106,11 @@ class Block(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<the block of {self._name}(), for async with>"
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(f"what {self._name}() returns must be entered: async with ...{self._name}(...) as name: ...")
+
+    __await__ = __iter__ = __enter__ = __aiter__
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:

@@ -16,6 +16,7 @@ whatever exception came first, what happens next is decided by the state (`aband
 
 import logging
 from collections.abc import AsyncIterator, Callable
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -90,6 +91,7 @@ class Exchange:
         self._allocate_timeout = allocate_timeout
         self._destroy_timeout = destroy_timeout
         self._bells: list[Bell] = []
+        self._thread = get_ident()
 
     # a whole job
 
@@ -127,6 +129,11 @@ class Exchange:
 
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "this pool belongs to the trio.run of another thread; from this one use trio.from_thread.run, or open "
+                "a pool here"
+            )
         roster = self._roster
         if seat is None:
             actions = roster.submit(job)

@@ -8,12 +8,15 @@ import pickle
 import types
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import Any, Final, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
-from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short
+from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short, restore
 from ._codec import Answer
 from ._conversation import Failed
 from ._errors import JobError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from ._calls import Link
 
 PROTOCOL: Final = 5
 """Of pickle: the first with buffers out of band, and the same in every Python from 3.8 on."""
@@ -88,8 +91,10 @@ class FunctionCodec:
             for argument in arguments:
                 position += 1
                 # What is given twice stays inside, where one object stays one.
-                alone = sum(other is argument for other in arguments) == 1
-                dump(_lift(argument) if alone else argument)
+                piece = _lift(argument)
+                if piece is not argument and sum(other is argument for other in arguments) > 1:
+                    piece = argument
+                dump(piece)
         except BaseException as error:
             self._buffers.clear()
             if not isinstance(error, Exception):
@@ -232,7 +237,12 @@ def name_of(function: object) -> str:
 def _check_function(function: object, *, stream: bool = False, what: str = "") -> None:
     caller = what or ("stream" if stream else "run_sync")
     if not callable(function):
-        raise TypeError(f"{caller} takes a function, not {type(function).__name__}")
+        if inspect.iscoroutine(function):
+            function.close()
+        raise TypeError(
+            f"{caller} takes a function, not {type(function).__name__}: give it the function and its arguments, "
+            f"{caller}(fn, ...), without calling it"
+        )
     code = getattr(function, "__code__", None)
     if code is None:
         target: object = function
@@ -262,6 +272,8 @@ def _explain(
         what = f"argument {position} of {name}, of type {type(argument).__name__},"
     else:
         what = name
+        if isinstance(function, types.MethodType):
+            what = f"the object of the method {name}, of type {type(function.__self__).__name__},"
         if isinstance(function, functools.partial):
             what = _find_in_partial(cast("functools.partial[object]", function), name)
     text = f"{what} can't be pickled: {in_short(error)}"
@@ -291,15 +303,11 @@ def _find_in_partial(function: "functools.partial[object]", name: str) -> str:
     return name
 
 
-def _restore(
-    links: Sequence[tuple[BaseException, BaseException | None, BaseException | None, bool]], text: str
-) -> Exception:
+def _restore(links: "Sequence[Link]", text: str) -> Exception:
     """Hang an exception and all that belongs to it together again, with the worker's traceback as its cause."""
-    for error, cause, context, suppress in links:
-        error.__cause__, error.__context__, error.__suppress_context__ = cause, context, suppress
-    error, cause, _, _ = links[0]
+    error = restore(links)
     remote = RemoteTraceback(text)
-    remote.__cause__ = cause
+    remote.__cause__ = error.__cause__
     error.__cause__ = remote
     assert isinstance(error, Exception)
     return error

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from ._call_line import CallConversation, CallLine
+from ._calls import in_short
 from ._factories import SPAWNS_AT_A_TIME, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
 from ._relay import FdRelay, Line
@@ -87,6 +88,7 @@ class PythonFactory(Factory):
     main: tuple[str, str] | str
     pickler: str
     initializer: bytes | None = attrs.field(default=None, repr=False)
+    initializer_name: str = ""
 
     async def open(self, nursery: trio.Nursery) -> Spawner:
         """Open it: there is nothing in the background."""
@@ -149,12 +151,21 @@ class _PythonSpawner(Spawner):
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
         await trio.lowlevel.checkpoint()
-        return CallLine(self._relays.pop(process), CallConversation(self._factory.hello(), launch.max_frame_size))
+        try:
+            hello = self._factory.hello()
+        except Exception as error:
+            text = f"sys.path or sys.argv can't be sent to a worker: {in_short(error)}"
+            raise RuntimeError(text) from error
+        return CallLine(self._relays.pop(process), CallConversation(hello, launch.max_frame_size))
 
     def advice(self, error: Exception | None) -> str | None:
+        if isinstance(error, RuntimeError):
+            return str(error)
         if isinstance(error, TimeoutError):
             return "its initializer or the start of the interpreter takes longer than that; raise boot_timeout"
-        return "what it wrote to stderr says why; a job's process must leave alone the descriptors it did not open"
+        if self._factory.initializer_name:
+            return f"that was while it ran its initializer {self._factory.initializer_name}, or before"
+        return "what it wrote to stderr, if anything, says why"
 
     def _discard(self, process: WorkerProcess) -> None:
         if relay := self._relays.pop(process, None):

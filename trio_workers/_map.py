@@ -100,7 +100,10 @@ class Results(Generic[T]):
         if self._return_exceptions:
             return error  # type: ignore[return-value]
         self._close()
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # or this frame and the error hold each other, and so the job, until the collector comes
 
     def _is_over(self) -> bool:
         return self._exhausted
@@ -143,12 +146,15 @@ class Results(Generic[T]):
             del item
             if self._closed:
                 return
+            outcome, result, failure = (result, failure), None, None  # held by nobody else
             if self._ordered:
-                self._by_index[index] = (result, failure)
+                self._by_index[index] = outcome
+                del outcome
                 if index != self._delivered:
                     continue
             else:
-                self._as_ready.append((result, failure))
+                self._as_ready.append(outcome)
+                del outcome
             self._news.unpark_all()
 
     @trio.lowlevel.disable_ki_protection
@@ -217,9 +223,15 @@ async def _block(results: Results[T], tasks: int, sources: Sequence[Source]) -> 
     finally:
         results._close()  # pyright: ignore[reportPrivateUsage]
         for source in sources:
-            if inspect.isasyncgen(source):
-                await source.aclose()
-            elif inspect.isgenerator(source):
-                source.close()
+            try:
+                if inspect.isasyncgen(source):
+                    await source.aclose()
+                elif inspect.isgenerator(source):
+                    source.close()
+            except BaseException as error:  # the others are closed all the same; what came first is told
+                failure = failure or error
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Generic, Literal, TypeVar, overload
+from typing import Generic, Literal, NoReturn, TypeVar, overload
 
 import attrs
 import trio
@@ -35,6 +35,9 @@ class Pool:
         self = object.__new__(cls)
         self._core = core
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Pool can't be sent to another process; send what the job needs of it instead")
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -199,7 +202,13 @@ class Lease(Generic[W]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._core.release(self._job)
+        seat = self._job.seat
+        try:
+            if seat is not None and seat.jobs and (error is None or isinstance(error, Exception)):
+                # A stream that was left early is being read to its end, within `destroy_timeout`; so the worker stays.
+                await self._core.exchange.wait_for_leaving(seat)
+        finally:
+            self._core.release(self._job)
 
 
 def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Pool]:

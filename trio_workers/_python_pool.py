@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import trio
 
@@ -39,6 +39,9 @@ class PythonPool:
         self._core = core
         self._codec = codec
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a PythonPool can't be sent to another process; send what the job needs of it instead")
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -271,7 +274,12 @@ def open_python_pool(
     encoded = None if initializer is None else codec.encode_initializer(initializer, initargs)
     if initializer is None and initargs:
         raise ValueError("initargs are given, but no initializer to call with them")
-    factory = PythonFactory(main=main, pickler=pickler, initializer=encoded)
+    factory = PythonFactory(
+        main=main,
+        pickler=pickler,
+        initializer=encoded,
+        initializer_name="" if initializer is None else name_of(initializer),
+    )
     interpreter()  # fails here rather than at each start
     config = Config(
         command=factory.command,

@@ -14,10 +14,9 @@ from typing import Final, TypeVar
 
 import trio
 
-from ._calls import in_short
 from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Refused, Replied, StopAsked
-from ._errors import JobError, SpawnError, how_it_ended
+from ._errors import SpawnError, how_it_ended
 from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
 from ._goridge import OLD_CONTROL, FrameError
@@ -295,10 +294,9 @@ class Supervision:
 
     def _refusal(self, seat: Seat, how: str, error: Refused, ending: Ending) -> SpawnError:
         """Say what a Python child said of its own failure to become ready."""
-        cause = self._failure(Failed(error.message, error.exception))
-        said = in_short(cause)
-        if isinstance(cause, JobError):  # whose text is the whole traceback
-            said = [line for line in said.splitlines() if not line.startswith("(")][-1]
+        short, _, text = error.message.partition(b"\n\n")
+        said = short.decode("utf-8", "replace")
+        cause = self._failure(Failed(text, error.exception))
         spawn_error = SpawnError(
             f"worker {seat.worker.pid} (slot {seat.slot}) {how}: its initializer raised {said}",
             pid=seat.worker.pid, slot=seat.slot, returncode=ending.returncode, stderr=ending.stderr,

@@ -33,6 +33,9 @@ from .._calls import (
     Message,
     encode,
     in_short,
+    link,
+    links,
+    restore,
 )
 from . import _main_module
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Final
+
+    from .._calls import Link
 else:
     # The C halves of them, which are all we need: the others import enum and re.
     import _pickle as pickle
@@ -161,8 +166,9 @@ class Child:
                     function, arguments = pickle.loads(hello["initializer"])
                 function(*arguments)
             except BaseException as error:
-                text, exception = self._describe(error)
                 self._leave_if_forked(error)
+                text, exception = self._describe(error)
+                text = in_short(error).encode("utf-8", "backslashreplace") + b"\n\n" + text
                 self.send(encode(REFUSED, body=text + exception, split=len(text)))
                 _flush()
                 os._exit(1)
@@ -318,16 +324,19 @@ class Child:
     def _pickle_error(self, error: Exception) -> bytes:
         """Pickle an exception with all that hangs on it, or alone; try it, and raise where it can't be read back."""
         try:
-            return self._try_error(_links(error))
+            return self._try_error(links(error))
         except BaseException:
-            return self._try_error([(error, None, None, False)])
+            return self._try_error([link(error)])
 
-    def _try_error(self, links: "Sequence[tuple[BaseException, object, object, bool]]") -> bytes:
-        data = self._dumps(links, 5)
-        read: list[tuple[object, ...]] = pickle.loads(data)
-        for (sent, *_), (back, *_) in zip(links, read, strict=True):
-            if type(back) is not type(sent):
-                raise TypeError(f"{type(sent).__name__} comes back from pickle as {type(back).__name__}")
+    def _try_error(self, sent: "list[Link]") -> bytes:
+        data = self._dumps(sent, 5)
+        read: list[Link] = pickle.loads(data)
+        restore(read)
+        for (one, *_), (back, *_) in zip(sent, read, strict=True):
+            if type(back) is not type(one):
+                raise TypeError(f"{type(one).__name__} comes back from pickle as {type(back).__name__}")
+            if in_short(back) != in_short(one):
+                raise TypeError(f"it comes back from pickle with another text ({in_short(back)})")
         return data
 
     # between jobs
@@ -353,6 +362,8 @@ class Child:
                 os.get_inheritable(fd)  # the cheapest question there is
             except OSError:
                 self._reopen(fd)
+        _renew("stdout", 1)
+        _renew("stderr", 2)
 
     def _reopen(self, fd: int) -> None:
         """A job closed a standard stream: the next one shall not find its own file in that place."""
@@ -435,14 +446,13 @@ def _traceback(error: BaseException) -> bytes:
     return data
 
 
-def _links(error: BaseException) -> "list[tuple[BaseException, BaseException | None, BaseException | None, bool]]":
-    """List an exception and all that hang on it (causes, contexts, members of groups), each with what it hangs on."""
-    found = [error]
-    for one in found:
-        nearby: list[BaseException | None] = [one.__cause__, one.__context__]
-        nearby += _main_module.members(one)
-        found += [other for other in nearby if other is not None and not any(other is known for known in found)]
-    return [(one, one.__cause__, one.__context__, one.__suppress_context__) for one in found]
+def _renew(name: str, fd: int) -> None:
+    """Open a standard stream anew whose object a job has closed."""
+    stream: Any = getattr(sys, name)
+    if stream is not None and stream is getattr(sys, f"__{name}__") and stream.closed:
+        stream = open(fd, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _flush() -> None:

@@ -8,7 +8,7 @@ real one is run under the name `__mp_main__`, as the multiprocessing module does
 
 import sys
 
-from .._calls import in_short
+from .._calls import in_short, members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def install(description: "tuple[str, str] | str") -> None:
     global described
     described = description
     stub = sys.modules["__main__"]
+    for name in [name for name in vars(stub) if not (name.startswith("__") and name.endswith("__"))]:
+        delattr(stub, name)  # or a job of this name would be taken for ours
     stub.__getattr__ = _look_up  # type: ignore[method-assign]
 
 
@@ -115,12 +117,6 @@ def _first(error: BaseException) -> str:
         seen += members(one)
         seen += [other for other in (one.__cause__, one.__context__) if other is not None and other not in seen]
     return in_short(error)
-
-
-def members(error: BaseException) -> "tuple[BaseException, ...]":
-    """Return what an exception group holds; nothing for any other exception."""
-    held: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return held if issubclass(type(error), BaseExceptionGroup) else ()
 
 
 def _find_code(module: "ModuleType", kind: str, where: str) -> "CodeType":
