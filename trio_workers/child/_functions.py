@@ -331,12 +331,10 @@ class Child:
     def _try_error(self, sent: "list[Link]") -> bytes:
         data = self._dumps(sent, 5)
         read: list[Link] = pickle.loads(data)
-        restore(read)
         for (one, *_), (back, *_) in zip(sent, read, strict=True):
             if type(back) is not type(one):
                 raise TypeError(f"{type(one).__name__} comes back from pickle as {type(back).__name__}")
-            if in_short(back) != in_short(one):
-                raise TypeError(f"it comes back from pickle with another text ({in_short(back)})")
+        restore(read)
         return data
 
     # between jobs
