@@ -39,6 +39,7 @@ LAYOUT: Final = (
     "_config",
     "_codec",
     "_functions",
+    "_seats",
     "_roster",
     "_exchange",
     "_supervise",

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import pytest
 
-from trio_workers._config import Restart
+from trio_workers._config import Limits, Restart
 from trio_workers._model import WorkerEvent
-from trio_workers._roster import (
+from trio_workers._roster import Roster
+from trio_workers._seats import (
     ASSIGNED,
     DONE,
     GONE,
@@ -29,8 +30,8 @@ from trio_workers._roster import (
     Job,
     Kill,
     Phase,
+    Plan,
     Retire,
-    Roster,
     Seat,
     Spawn,
     Wake,
@@ -46,13 +47,15 @@ class Office:
 
     def __init__(self, target: int = 1, *, ready: bool = True, restart: Restart | None = None, **options: Any) -> None:
         self.now = 0.0
+        how = {name: options.pop(name) for name in ("capacity", "latest_first") if name in options}
+        options.setdefault("limits", Limits(jitter=0.0))
         self.roster = Roster(
             target,
+            Plan(restart=restart or Restart(jitter=0.0), **options),
             clock=lambda: self.now,
             wall=lambda: 1_700_000_000 + self.now,
-            restart=restart or Restart(jitter=0.0),
             rng=random.Random(1),
-            **options,
+            **how,
         )
         self.roster.open()
         if ready:

@@ -32,7 +32,8 @@ from hypothesis.stateful import (
 from tests.support import under_ci
 from trio_workers._config import Restart
 from trio_workers._model import WorkerEvent
-from trio_workers._roster import (
+from trio_workers._roster import Roster
+from trio_workers._seats import (
     ASSIGNED,
     DONE,
     GONE,
@@ -52,8 +53,8 @@ from trio_workers._roster import (
     Job,
     Kill,
     Phase,
+    Plan,
     Retire,
-    Roster,
     Seat,
     Spawn,
     Wake,
@@ -180,20 +181,19 @@ class RosterMachine(RuleBasedStateMachine):
         self.emits: deque[Emit] = deque()
         self.ends: deque[Retire | Kill] = deque()
         self.carrying = False
+        restart = Restart(
+            initial=INITIAL,
+            factor=FACTOR,
+            maximum=MAXIMUM,
+            jitter=JITTER,
+            stable_after=STABLE,
+            give_up_after=give_up_after,
+        )
         self.roster = Roster(
             size,
+            Plan(restart=restart, max_executions=limit, max_queue=max_queue),
             clock=lambda: self.now,
             wall=lambda: self.now,
-            restart=Restart(
-                initial=INITIAL,
-                factor=FACTOR,
-                maximum=MAXIMUM,
-                jitter=JITTER,
-                stable_after=STABLE,
-                give_up_after=give_up_after,
-            ),
-            max_executions=limit,
-            max_queue=max_queue,
             capacity=capacity,
             latest_first=latest_first,
             rng=random.Random(seed),

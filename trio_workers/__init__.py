@@ -6,7 +6,7 @@ this package, and must not pay for trio.
 
 TYPE_CHECKING = False  # typing alone would double what a worker pays
 if TYPE_CHECKING:
-    from ._config import Config, Restart
+    from ._config import Config, Limits, Restart
     from ._conversation import Conversation
     from ._core import PoolStatistics
     from ._errors import (
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._exchange import Parts
     from ._factories import Factory, PipeFactory, Spawner
     from ._map import Results
-    from ._model import STOP_REQUEST, Payload, State, WorkerEvent, WorkerState
+    from ._model import STOP_REQUEST, JobRecord, Payload, State, WorkerEvent, WorkerState
     from ._pool import Lease, Pool, open_pool, open_worker
     from ._process import Launch, WorkerProcess
     from ._python_pool import PythonPool, PythonWorker, open_python_pool
@@ -42,9 +42,11 @@ __all__ = [
     "CurrentJob",
     "Factory",
     "JobError",
+    "JobRecord",
     "JobTimeout",
     "Launch",
     "Lease",
+    "Limits",
     "Line",
     "Parts",
     "Payload",
@@ -79,7 +81,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "_config": ("Config", "Restart"),
+    "_config": ("Config", "Limits", "Restart"),
     "_conversation": ("Conversation",),
     "_core": ("PoolStatistics",),
     "_errors": (
@@ -99,7 +101,7 @@ _MODULES = {
     "_exchange": ("Parts",),
     "_factories": ("Factory", "PipeFactory", "Spawner"),
     "_map": ("Results",),
-    "_model": ("STOP_REQUEST", "Payload", "State", "WorkerEvent", "WorkerState"),
+    "_model": ("STOP_REQUEST", "JobRecord", "Payload", "State", "WorkerEvent", "WorkerState"),
     "_pool": ("Lease", "Pool", "open_pool", "open_worker"),
     "_process": ("Launch", "WorkerProcess"),
     "_python_pool": ("PythonPool", "PythonWorker", "open_python_pool"),

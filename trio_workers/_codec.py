@@ -22,9 +22,15 @@ class Answer(Protocol):
 
 
 class Codec(Protocol):
-    """What a pool core needs of a codec; how a job's frames come about is the pool's own affair."""
+    """What a pool core needs of a codec; how a job's frames come about is the pool's own affair.
 
+    `dialect` names the wire. A job that was encoded for another one, before a `reset`, is encoded anew.
+    """
+
+    @property
+    def dialect(self) -> str: ...
     def encode(self, payload: Payload) -> tuple[bytes | memoryview, ...]: ...
+    def encode_anew(self, payload: Payload) -> tuple[bytes | memoryview, ...]: ...
     def failure(self, outcome: Failed) -> Exception: ...
 
 
@@ -32,7 +38,7 @@ class PayloadCodec:
     """Turns payloads into frames and answers into payloads: what `Pool` puts on top of a core."""
 
     def __init__(self, config: Config) -> None:
-        self._protocol = config.protocol
+        self.dialect = config.protocol
         # The sizes of goridge-3 are 32 bits wide, those of the older dialects 64.
         self._limit = min(config.max_frame_size, 2**32 - 1) if config.protocol == "goridge-3" else config.max_frame_size
 
@@ -43,7 +49,11 @@ class PayloadCodec:
         body, context = payload.body, payload.context
         if len(body) + len(context) > self._limit:
             self._check_frames(len(body), len(context))
-        return encode_job(self._protocol, context, body)
+        return encode_job(self.dialect, context, body)
+
+    def encode_anew(self, payload: Payload) -> tuple[bytes | memoryview, ...]:
+        """Turn a payload into frames that has been accepted already."""
+        return encode_job(self.dialect, payload.context, payload.body)
 
     def failure(self, outcome: Failed) -> JobError:
         """Turn a job error into an exception."""
@@ -51,7 +61,7 @@ class PayloadCodec:
 
     def _check_frames(self, body: int, context: int) -> None:
         # In goridge-3 both are one frame, in the older dialects one each.
-        largest = body + context if self._protocol == "goridge-3" else max(body, context)
+        largest = body + context if self.dialect == "goridge-3" else max(body, context)
         if largest > self._limit:
             raise ValueError(f"a job of {largest:,} bytes is larger than Config.max_frame_size ({self._limit:,})")
 

@@ -39,12 +39,20 @@ def _integer(minimum: int, *, optional: bool = False) -> _Validator:
 
 
 def _number(
-    *, zero: bool = False, infinite: bool = False, minimum: float = 0.0, maximum: float = math.inf
+    *,
+    zero: bool = False,
+    infinite: bool = False,
+    optional: bool = False,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
 ) -> _Validator:
     def check(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         name = _name(instance, attribute)
+        if optional and value is None:
+            return
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+            also = " or None" if optional else ""
+            raise TypeError(f"{name} must be a number{also}, not {type(value).__name__}")
         if math.isnan(value) or (math.isinf(value) and not infinite):
             raise ValueError(f"{name} must be finite, not {value}")
         if value < minimum or (value == 0 and not zero) or value > maximum:
@@ -188,6 +196,50 @@ class Restart:
 
 
 @attrs.frozen(kw_only=True)
+class Limits:
+    """When a worker is replaced for its age, its idleness or its memory, and when a job is. None sets no limit.
+
+    `ttl`: seconds that a worker lives. `idle_ttl`: seconds that one which has been at work may be without a job; one
+    that is fresh is left alone, for another would be no fresher. Also the time over which a pool that has grown above
+    its `num_workers` looks for workers it has too many (60 s where this is None).
+    `exec_ttl`: seconds from a job's start to its end, a stream's last part included; past that its worker is killed,
+    and the job is a `JobTimeout`.
+    `max_memory`: bytes of resident memory, read once a second; a worker that is above it twice in a row, and has had
+    a job, is replaced after the job it is on. `hard_memory`: bytes; a worker that is found above it is killed, and its
+    job is a `WorkerError` with phase "memory".
+    `jitter`: the share, 0 to 1, by which each worker's `ttl` and `max_executions` are drawn shorter, so that workers
+    of one age do not come of age together. `max_executions` up to 10 is not changed by the default.
+
+    Replacement by plan never lowers the pool's capacity: the old worker serves on until its successor is ready.
+    Memory is what the kernel calls resident (RSS): pages that workers share count for each of them. It is read from
+    `/proc`; elsewhere by psutil (the extra `memory`).
+    """
+
+    ttl: float | None = attrs.field(default=None, validator=_number(optional=True))
+    idle_ttl: float | None = attrs.field(default=None, validator=_number(optional=True))
+    exec_ttl: float | None = attrs.field(default=None, validator=_number(optional=True))
+    max_memory: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
+    hard_memory: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
+    jitter: float = attrs.field(default=0.1, validator=_number(zero=True, maximum=1.0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_memory is not None and self.hard_memory is not None and self.max_memory > self.hard_memory:
+            raise ValueError(
+                f"Limits.max_memory ({self.max_memory}) must not be more than Limits.hard_memory ({self.hard_memory})"
+            )
+
+    @property
+    def bounds_memory(self) -> bool:
+        """Whether the workers' memory must be read."""
+        return self.max_memory is not None or self.hard_memory is not None
+
+
+def _check_bool(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{_name(instance, attribute)} must be a bool, not {type(value).__name__}")
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """What a pool is made of. Every field is checked here: TypeError for a wrong type, ValueError for a wrong value.
 
@@ -207,6 +259,12 @@ class Config:
     `cwd`: the workers' directory; None inherits.
     `max_frame_size`: bytes of one frame's payload, either way.
     `restart`: what happens when workers fail to start.
+    `limits`: when a worker, or a job, has had its time.
+    `max_workers`: how many workers the pool may grow to by itself; None is `num_workers`, so it does not grow. While a
+    job has waited for `grow_after` seconds, a worker is added for it; above `num_workers` as many are retired as were
+    free all the time over the last `limits.idle_ttl` (60 s where there is none).
+    `debug`: no standing workers; each job gets a process that was started after the job was handed in, so edited code
+    counts at once, with at most `num_workers` processes at a time. One that fails to boot is its job's `SpawnError`.
     `name`: the pool's name in logs and `repr`.
     """
 
@@ -223,4 +281,14 @@ class Config:
     cwd: str | bytes | os.PathLike[str] | None = attrs.field(default=None, validator=_check_cwd)
     max_frame_size: int = attrs.field(default=MAX_FRAME_SIZE, validator=_integer(1))
     restart: Restart = attrs.field(factory=Restart, validator=_instance(Restart))
+    limits: Limits = attrs.field(factory=Limits, validator=_instance(Limits))
+    max_workers: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
+    grow_after: float = attrs.field(default=0.1, validator=_number())
+    debug: bool = attrs.field(default=False, validator=_check_bool)
     name: str = attrs.field(default="pool", validator=_check_name)
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_workers is not None and self.max_workers < self.num_workers:
+            raise ValueError(
+                f"Config.max_workers ({self.max_workers}) must not be less than Config.num_workers ({self.num_workers})"
+            )

@@ -8,32 +8,39 @@ in front of the nursery, the workers are stopped or killed, the nursery ends, an
 that a user's exception is never wrapped in a group.
 """
 
+import copy
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 import attrs
 import trio
 
+from . import _platform
 from ._codec import Codec, check_label, decode
 from ._config import Config
 from ._errors import (
     AllocateTimeout,
+    JobTimeout,
     QueueFull,
     RestartLimitExceeded,
     SpawnError,
     TrioWorkersInternalError,
     WorkerError,
+    WorkersError,
     first_of,
     more_urgent,
 )
-from ._exchange import Ending, Exchange, Parts, describe_end, explain_end, judge, named
-from ._model import Payload, WorkerEvent, WorkerState
-from ._roster import (
+from ._exchange import Ending, Exchange, Parts, describe_end, explain_end, explain_timeout, judge, named
+from ._factories import Factory, Spawner
+from ._model import JobRecord, Payload, WorkerEvent, WorkerState
+from ._roster import Roster
+from ._seats import (
     ASSIGNED,
     GONE,
     SERVING,
@@ -41,24 +48,32 @@ from ._roster import (
     WAITING,
     Action,
     Begin,
+    Change,
     Drained,
     Emit,
     End,
+    Excess,
     GiveUp,
     Job,
     Kill,
     Phase,
+    Plan,
     Retire,
-    Roster,
     Seat,
+    Settled,
     Spawn,
     Wake,
+    Watch,
 )
-from ._supervise import GRACE, Supervision, call_user
+from ._supervise import GRACE, Source, Supervision, call_user, extra
 from ._worker import CurrentJob, Worker
 
 T = TypeVar("T")
 Observer = Callable[[WorkerEvent, Worker | None, object], None]
+JobObserver = Callable[[JobRecord], None]
+
+READ_MEMORY_EVERY: Final = 1.0
+"""Seconds between two readings of the workers' memory: RoadRunner's supervisor looks as often."""
 
 _log = logging.getLogger("trio_workers.pool")
 
@@ -68,7 +83,7 @@ class PoolStatistics:
     """A pool at one moment. `idle + busy + starting + leased + stopping` is the number of `Pool.workers`."""
 
     target: int
-    """How many workers there should be."""
+    """How many workers there should be now: as many as were asked for, and those that the pool has grown by."""
     idle: int
     """Workers that are free."""
     busy: int
@@ -80,12 +95,12 @@ class PoolStatistics:
     stopping: int
     """Workers on their way out."""
     waiting: int
-    """Callers that wait for a worker."""
+    """Callers that wait for a worker, with `Config.debug` also those whose process comes up."""
     longest_wait: float
     """For how long the first of them has waited, in seconds."""
     jobs: Mapping[str, int]
-    """Jobs that have ended, by outcome: replied, failed, crashed, relay_error, retired, allocate_timeout, queue_full,
-    closed, cancelled."""
+    """Jobs that have ended, by outcome: replied, failed, crashed, relay_error, retired, memory, job_timeout,
+    allocate_timeout, queue_full, boot_failed (with `Config.debug`), closed, cancelled."""
     starts: int
     """Workers started, successfully or not."""
     failed_starts: int
@@ -94,6 +109,9 @@ class PoolStatistics:
     """Workers that have ended, by reason."""
     restarts: Mapping[int, int]
     """By slot, how many workers were started there after the first."""
+    memory: Mapping[int, int]
+    """By slot, how many bytes of memory its worker had resident when it was last looked at; only where `Limits` set a
+    bound to it."""
 
 
 class Block(Generic[T]):
@@ -129,25 +147,22 @@ class Block(Generic[T]):
 class PoolCore:
     """What every kind of pool has. Jobs are frames here."""
 
-    supervision: Supervision
-
     def __init__(
         self,
         config: Config,
         codec: Codec,
         nursery: trio.Nursery,
         observer: Observer | None,
+        job_observer: JobObserver | None,
         *,
         latest_first: bool = False,
     ) -> None:
         self.config = config
         self.roster = Roster(
             config.num_workers,
+            _plan(Source(config, codec)),
             clock=trio.current_time,
             wall=time.time,
-            restart=config.restart,
-            max_executions=config.max_executions,
-            max_queue=config.max_queue,
             latest_first=latest_first,
         )
         self.exchange = Exchange(
@@ -156,22 +171,26 @@ class PoolCore:
             self._start_task,
             self._explain,
             codec.failure,
-            allocate_timeout=config.allocate_timeout,
-            destroy_timeout=config.destroy_timeout,
+            None if job_observer is None else self._tell_of_job,
+            config,
         )
-        self.codec = codec
+        self.supervision = Supervision(self.roster, self._carry_out, codec.failure)
         self.body_scope = trio.CancelScope()
         self.failure: BaseException | None = None
         self.last_spawn_error: SpawnError | None = None
         self.last_error: WorkerError | None = None
         self._nursery = nursery
         self._observer = observer
+        self._job_observer = job_observer
+        self._spawners: list[tuple[Factory, Spawner]] = []
+        self._changing = trio.Lock()
+        self._read_memory_at = math.inf
         self._opened = trio.Event()
         self._drained = trio.Event()
         self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Wake | Spawn | Drained] = deque()
+        self._now: deque[Begin | Wake | Spawn | Settled | Drained] = deque()
         self._emits: deque[Emit | GiveUp] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
@@ -182,11 +201,13 @@ class PoolCore:
 
     async def open(self) -> None:
         """Start the workers, side by side, and wait until all are ready. Raise the first `SpawnError`."""
-        spawner = await self.config.factory.open(self._nursery)
-        self._spawner = spawner
-        self.supervision = Supervision(self.config, self.roster, self._carry_out, spawner, self.codec.failure)
+        source: Source = self.roster.plan.source
+        source.spawner = await self._open_factory(self.config)
+        self._follow_plan()
         self._nursery.start_soon(self._keep_house)
         self._carry_out(self.roster.open())
+        if self.config.debug:
+            self._opened.set()
         await self._opened.wait()
         self._raise_failure()
 
@@ -212,9 +233,8 @@ class PoolCore:
     def close(self) -> None:
         """Let go of what is in the background, and of the factory."""
         self._house.cancel()
-        spawner = getattr(self, "_spawner", None)
-        if spawner is not None:
-            spawner.close()
+        while self._spawners:
+            self._spawners.pop()[1].close()
 
     def fail(self, error: BaseException) -> None:
         """End the block with this error."""
@@ -227,6 +247,94 @@ class PoolCore:
     def _raise_failure(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+    # changes
+
+    async def reset(self, config: Config | None = None, codec: Codec | None = None) -> None:
+        """Replace every worker, by one of this config where one is given, with its codec."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        async with self._changing:  # a factory may take its time to open; the later call wins
+            self._check_open()
+            if config is None or codec is None:
+                plan, size = attrs.evolve(self.roster.plan), None
+            else:
+                spawner = await self._open_factory(config)
+                if self.roster.phase is not Phase.OPEN:
+                    self._close_unused_spawners()
+                self._check_open()
+                plan, size = _plan(Source(config, codec, spawner)), config.num_workers
+            change, actions = self.roster.reset(plan, size)
+            self._begin_change(change, actions)
+        await self._wait_for_change(change)
+
+    async def resize(self, size: object) -> None:
+        """Have this many workers."""
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"num_workers must be an int, not {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"num_workers must be at least 1, not {size}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_open()
+        change, actions = self.roster.resize(size)
+        self._begin_change(change, actions)
+        await self._wait_for_change(change)
+
+    def _begin_change(self, change: Change, actions: Iterable[Action]) -> None:
+        if change.bell is None:
+            change.bell = trio.Event()
+        self._follow_plan()
+        self._carry_out(actions)
+
+    async def _wait_for_change(self, change: Change) -> None:
+        await change.bell.wait()
+        if change.closed:
+            raise self._closed()
+        if change.failed is not None:
+            error = change.failed.fault
+            assert isinstance(error, SpawnError)
+            each = copy.copy(error)  # each who waits has a traceback of his own
+            each.__cause__ = error.__cause__
+            raise each
+
+    def _check_open(self) -> None:
+        if self.roster.phase is not Phase.OPEN:
+            raise self._closed()
+
+    def _follow_plan(self) -> None:
+        """Go by the config that is now the pool's."""
+        source: Source = self.roster.plan.source
+        config, size = source.config, self.roster.change.new_size if self.roster.change else self.roster.size
+        if size != config.num_workers:
+            most = None if config.max_workers is None else max(size, config.max_workers)
+            config = attrs.evolve(config, num_workers=size, max_workers=most)
+        self.config = self.exchange.config = config
+        if not config.limits.bounds_memory:
+            self._read_memory_at = math.inf
+        elif self._read_memory_at == math.inf:
+            self._read_memory_at = trio.current_time() + READ_MEMORY_EVERY
+
+    async def _open_factory(self, config: Config) -> Spawner:
+        """Open a factory, unless it is open: an equal one has the same address."""
+        if config.limits.bounds_memory:
+            _platform.HERE.check_memory()
+        for factory, spawner in self._spawners:
+            if factory == config.factory:
+                await trio.lowlevel.checkpoint()
+                return spawner
+        spawner = await config.factory.open(self._nursery)
+        self._spawners.append((config.factory, spawner))
+        return spawner
+
+    def _close_unused_spawners(self) -> None:
+        """Let go of factories that no worker came from, or will."""
+        plans = [self.roster.plan, *(seat.plan for seat in self.roster.seats)]
+        if self.roster.change is not None:
+            plans.append(self.roster.change.plan)
+        used = [plan.source.spawner for plan in plans]
+        for entry in [entry for entry in self._spawners if entry[1] not in used]:
+            self._spawners.remove(entry)
+            entry[1].close()
 
     # carrying out
 
@@ -242,7 +350,7 @@ class PoolCore:
                 self._emits.append(action)
             elif isinstance(action, Retire | Kill):
                 self._ends.append(action)
-            else:
+            elif not isinstance(action, Watch):
                 self._now.append(action)
         if self._carrying:
             return
@@ -254,16 +362,18 @@ class PoolCore:
                 elif self._emits:
                     emit = self._emits.popleft()
                     if isinstance(emit, GiveUp):
-                        self._give_up()  # after the error that it is the last of
+                        self._give_up(emit.seat)  # after the error that it is the last of
                     else:
                         self._emit(emit)
                 else:
                     self._end_worker(self._ends.popleft())
         finally:
             self._carrying = False
-        self._nap.deadline = self.roster.next_deadline()
+        if len(self._spawners) > 1 and not self._changing.locked():
+            self._close_unused_spawners()
+        self._nap.deadline = min(self.roster.next_deadline(), self._read_memory_at)
 
-    def _do(self, action: Begin | Wake | Spawn | Drained) -> None:
+    def _do(self, action: Begin | Wake | Spawn | Settled | Drained) -> None:
         match action:
             case Begin(job):
                 if job.state is ASSIGNED and not job.lease:
@@ -273,18 +383,23 @@ class PoolCore:
                 self.exchange.ring(job)
             case Spawn(seat):
                 seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
-                name = f"trio_workers {self.config.name}[{seat.slot}]"
+                name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
                 self._nursery.start_soon(self.supervision.supervise, seat, name=name)
+            case Settled(change):
+                self._follow_plan()
+                change.bell.set()
             case Drained():
                 self._drained.set()
 
-    def _give_up(self) -> None:
+    def _give_up(self, seat: Seat) -> None:
         name, limit = self.config.name, self.config.restart.give_up_after
         error = RestartLimitExceeded(
             f"the pool {name!r} gives up: {limit} boots in a row have failed. The last: {self.last_spawn_error}"
         )
         error.__cause__ = self.last_spawn_error
-        _log.error("%s: gives up after %d failed boots in a row", name, limit, extra={"pool": name})
+        _log.error(
+            "%s: gives up after %d failed boots in a row", name, limit, extra={**extra(seat), "reason": "gave up"}
+        )
         self.fail(error)
 
     def _end_worker(self, action: Retire | Kill) -> None:
@@ -295,55 +410,74 @@ class PoolCore:
         elif isinstance(action, Kill):
             worker.kill_after(GRACE)
         else:
-            if worker.line is not None and self.config.destroy_timeout > 0:
+            destroy_timeout = seat.plan.source.config.destroy_timeout
+            if worker.line is not None and destroy_timeout > 0:
                 worker.line.stop_worker()
-            worker.kill_after(self.config.destroy_timeout)
-
-    def _extra(self, seat: Seat) -> dict[str, object]:
-        return {"pool": self.config.name, "slot": seat.slot, "pid": seat.worker.pid, "reason": seat.reason}
+            worker.kill_after(destroy_timeout)
 
     def _emit(self, emit: Emit) -> None:
         """Tell the log and the observer."""
         seat = emit.seat
         context: object = emit.context
-        name, worker = self.config.name, seat.worker
+        name, worker = seat.plan.source.config.name, seat.worker
         if emit.event is WorkerEvent.CREATED:
-            _log.debug("%s[%d] %s: ready", name, seat.slot, worker.pid, extra=self._extra(seat))
+            _log.debug("%s[%d] %s: ready", name, seat.slot, worker.pid, extra=extra(seat))
             if not self._opened.is_set() and self._all_ready():
                 self._opened.set()
         elif emit.event is WorkerEvent.DESTRUCT:
             self._log_end(seat)
         else:
-            context = self.last_error = self._describe_error(seat)
-            _log.warning(
-                "%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=self._extra(seat)
-            )
+            context = self._describe_error(seat)
+            if isinstance(context, WorkerError):
+                self.last_error = context
+            _log.warning("%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=extra(seat))
         if self._observer is not None:
             try:
                 call_user(self._observer, emit.event, worker, context)
             except Exception:
-                _log.exception("%s: the observer raised an exception, which is ignored", name, extra=self._extra(seat))
+                _log.exception("%s: the observer raised an exception, which is ignored", name, extra=extra(seat))
             except BaseException as error:
                 self.fail(error)
-        if emit.event is WorkerEvent.ERROR and not self._opened.is_set():
-            assert isinstance(context, WorkerError)
+        if emit.event is WorkerEvent.ERROR and not self._opened.is_set() and isinstance(context, WorkerError):
             self.fail(context if isinstance(context, SpawnError) else as_spawn_error(context))
 
     def _log_end(self, seat: Seat) -> None:
-        name, pid, job = self.config.name, seat.worker.pid, seat.cancelled
+        name, pid, job = seat.plan.source.config.name, seat.worker.pid, seat.cancelled
         if job is None:
-            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, seat.reason, extra=self._extra(seat))
+            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, seat.reason, extra=extra(seat))
         else:
             age = trio.current_time() - job.started
             _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, named(job), age,
-                      extra=self._extra(seat))  # fmt: skip
+                      extra=extra(seat))  # fmt: skip
 
     def _all_ready(self) -> bool:
         return (
             sum(1 for seat in self.roster.seats if seat.announced and seat.state is not STOPPING) >= self.roster.target
         )
 
-    def _describe_error(self, seat: Seat) -> WorkerError:
+    def _tell_of_job(self, job: Job, outcome: str) -> None:
+        """Tell the job observer how a job went."""
+        seat = job.seat
+        record = JobRecord(
+            label=job.label,
+            slot=None if seat is None else seat.slot,
+            pid=None if seat is None else seat.worker.pid,
+            queued=job.handed_in or job.started or trio.current_time(),
+            started=None if seat is None or not job.started else job.started,
+            ended=trio.current_time(),
+            outcome=outcome,
+        )
+        assert self._job_observer is not None
+        try:
+            call_user(self._job_observer, record)
+        except Exception:
+            name = self.config.name
+            about = {"pool": name, "slot": record.slot, "pid": record.pid, "reason": outcome}
+            _log.exception("%s: the job observer raised an exception, which is ignored", name, extra=about)
+        except BaseException as error:
+            self.fail(error)
+
+    def _describe_error(self, seat: Seat) -> WorkersError:
         if isinstance(seat.fault, SpawnError):
             self.last_spawn_error = seat.fault
             return seat.fault
@@ -351,13 +485,18 @@ class PoolCore:
             return SpawnError(
                 f"worker (slot {seat.slot}) never became ready", slot=seat.slot, phase="spawn", started=False
             )
-        ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
         worker = seat.worker
+        ending = seat.ending
+        if not isinstance(ending, Ending):
+            ending = Ending(None, "" if worker.process is None else worker.process.stderr_tail)
         if worker.failure is not None:
             return worker.failure
         if worker.line is not None:
             for job in seat.jobs:
                 judge(seat, worker.line, job, dead=False)
+        excess = seat.fault
+        if isinstance(excess, Excess) and excess.job is not None:
+            return explain_timeout(seat, excess.job, excess, ending.stderr)
         return describe_end(seat, ending)
 
     @trio.lowlevel.enable_ki_protection
@@ -365,9 +504,25 @@ class PoolCore:
         """Sleep until the roster has something to do by the clock."""
         with self._house:
             while True:
-                with trio.CancelScope(deadline=self.roster.next_deadline()) as self._nap:
+                deadline = min(self.roster.next_deadline(), self._read_memory_at)
+                with trio.CancelScope(deadline=deadline) as self._nap:
                     await trio.sleep_forever()
+                if trio.current_time() >= self._read_memory_at:
+                    self._read_memory_at = trio.current_time() + READ_MEMORY_EVERY
+                    self._carry_out(self.roster.measured(self._read_memory()))
                 self._carry_out(self.roster.tick())
+
+    def _read_memory(self) -> dict[Seat, int]:
+        """Read the memory of all workers that are ready."""
+        memory: dict[Seat, int] = {}
+        for seat in self.roster.seats:
+            if (
+                seat.announced
+                and seat.plan.limits.bounds_memory
+                and (figure := seat.worker.resident_memory()) is not None
+            ):
+                memory[seat] = figure
+        return memory
 
     def _start_task(self, function: Callable[..., Any], *args: Any) -> None:
         self._nursery.start_soon(function, *args)
@@ -387,12 +542,15 @@ class PoolCore:
         if job.end is End.CLOSED or job.seat is None:
             if job.bound and self.roster.phase < Phase.ENDING:
                 return trio.ClosedResourceError("this worker was stopped or killed")
-            if isinstance(self.failure, RestartLimitExceeded):
-                error = trio.ClosedResourceError(str(self.failure))
-                error.__cause__ = self.failure
-                return error
-            return trio.ClosedResourceError(f"the pool {name!r} is closed")
+            return self._closed()
         return explain_end(job)
+
+    def _closed(self) -> trio.ClosedResourceError:
+        if isinstance(self.failure, RestartLimitExceeded):
+            error = trio.ClosedResourceError(str(self.failure))
+            error.__cause__ = self.failure
+            return error
+        return trio.ClosedResourceError(f"the pool {self.config.name!r} is closed")
 
     def _allocate_timeout(self, job: Job) -> AllocateTimeout:
         now = self.statistics()
@@ -435,8 +593,25 @@ class PoolCore:
             target=roster.target, idle=idle, busy=busy, starting=starting, leased=leased, stopping=stopping,
             waiting=roster.waiting, longest_wait=roster.longest_wait, jobs=dict(roster.outcomes),
             starts=roster.starts.total(), failed_starts=roster.failed_starts, exits=dict(roster.exits),
-            restarts={slot: roster.starts[slot] - 1 for slot in range(roster.target)},
+            restarts={slot: max(0, roster.starts[slot] - 1) for slot in range(roster.target)},
+            memory={seat.slot: seat.memory for seat in roster.seats if seat.memory},
         )  # fmt: skip
+
+    def job(self, payload: Payload, label: str | None = None) -> Job:
+        """Make a job of a payload, or raise an error that says why it can't be."""
+        codec: Codec = self.roster.plan.source.codec
+        job = Job(codec.encode(payload), check_label(label), dialect=codec.dialect)
+        job.payload = payload
+        return job
+
+    @property
+    def window(self) -> int:
+        """How many items a map may have taken and not delivered, where nothing else is said."""
+        return 2 * max(self.roster.target, self.config.max_workers or 0)
+
+    def width(self) -> int:
+        """How many jobs a map may have with the pool now: one for each worker, and one to show that it should grow."""
+        return self.roster.target + self.roster.may_grow
 
     # what a worker asks of its pool
 
@@ -467,19 +642,32 @@ class PoolCore:
 
     async def exec_on(self, worker: Worker, payload: Payload, label: str | None) -> Payload:
         """Run a job on a worker that the caller has to himself."""
-        job = Job(self.codec.encode(payload), check_label(label))
-        return decode(await self.exchange.run(job, worker.seat))
+        return decode(await self.exchange.run(self.job(payload, label), worker.seat))
 
     def stream_on(
         self, worker: Worker, payload: Payload, label: str | None
     ) -> AbstractAsyncContextManager[Parts[Payload]]:
         """Stream a job on a worker that the caller has to himself."""
-        job = Job(self.codec.encode(payload), check_label(label))
+        job = self.job(payload, label)
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
 
+def _plan(source: Source) -> Plan:
+    config = source.config
+    return Plan(
+        restart=config.restart,
+        limits=config.limits,
+        max_executions=config.max_executions,
+        max_queue=config.max_queue,
+        max_workers=config.max_workers,
+        grow_after=config.grow_after,
+        debug=config.debug,
+        source=source,
+    )
+
+
 def _tail(error: object) -> str:
-    stderr = error.stderr if isinstance(error, WorkerError) else ""
+    stderr = error.stderr if isinstance(error, WorkerError | JobTimeout) else ""
     return f"\nThe last lines of its stderr:\n{stderr}" if stderr else ""
 
 
@@ -500,7 +688,12 @@ def as_spawn_error(error: WorkerError) -> SpawnError:
 
 @asynccontextmanager
 async def open_core(
-    config: Config, codec: Codec, observer: Observer | None, *, latest_first: bool = False
+    config: Config,
+    codec: Codec,
+    observer: Observer | None,
+    job_observer: JobObserver | None = None,
+    *,
+    latest_first: bool = False,
 ) -> AsyncGenerator[PoolCore]:
     """Open a pool core, and end it with the block.
 
@@ -511,7 +704,7 @@ async def open_core(
     core: PoolCore | None = None
     try:
         async with trio.open_nursery() as nursery:
-            core = PoolCore(config, codec, nursery, observer, latest_first=latest_first)
+            core = PoolCore(config, codec, nursery, observer, job_observer, latest_first=latest_first)
             try:
                 with core.body_scope:
                     await core.open()

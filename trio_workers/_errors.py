@@ -45,9 +45,27 @@ class QueueFull(WorkersError):
 
 
 class JobTimeout(WorkersError, trio.TooSlowError):
-    """The job ran longer than `exec_ttl`; its worker was killed."""
+    """The job ran for longer than `Limits.exec_ttl`; its worker was killed, and is replaced.
 
-    started: bool = True
+    `pid`, `slot`, `stderr` and `started` are as in `WorkerError`.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        pid: int | None = None,
+        slot: int | None = None,
+        stderr: str = "",
+        started: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.slot = slot
+        self.stderr = stderr
+        self.started = started
+        if stderr:
+            self.add_note(f"The last lines of its stderr:\n{stderr}")
 
 
 class WorkerError(WorkersError):
@@ -58,7 +76,8 @@ class WorkerError(WorkersError):
     status.
     `signal`: the signal that ended it, or None.
     `stderr`: the last lines it wrote there.
-    `phase`: what it was doing: spawn, handshake, idle, writing, running, streaming, leased or retiring.
+    `phase`: what it was doing: spawn, handshake, idle, writing, running, streaming, leased or retiring; memory where it
+    was killed for `Limits.hard_memory`.
     `started`: whether the job began: True, False (proved, so a retry is safe) or None (nobody can know).
     """
 
@@ -97,7 +116,11 @@ class WorkerError(WorkersError):
 
 
 class SpawnError(WorkerError):
-    """A worker never became ready. Raised only where a worker is asked for: `open_pool`, `open_worker`."""
+    """A worker never became ready.
+
+    Raised only where one is asked for: `open_pool`, `open_worker`, `reset`, `resize`, and by a job of a pool with
+    `Config.debug`, which has a process of its own.
+    """
 
 
 class WorkerCrashed(WorkerError):

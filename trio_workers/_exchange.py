@@ -24,11 +24,14 @@ import attrs
 import trio
 
 from ._codec import Answer
+from ._config import Config
 from ._conversation import Event, Failed, Part, Replied, StopAsked
 from ._errors import (
     AllocateTimeout,
     JobError,
+    JobTimeout,
     RelayError,
+    SpawnError,
     WorkerCrashed,
     WorkerError,
     WorkersError,
@@ -36,9 +39,25 @@ from ._errors import (
 )
 from ._goridge import FrameError
 from ._relay import Line, LineEnded
-from ._roster import ASSIGNED, DONE, GONE, STOPPING, WAITING, WRITTEN, Actions, End, Job, Roster, Seat
+from ._roster import Roster
+from ._seats import (
+    ASSIGNED,
+    DONE,
+    GONE,
+    SERVING,
+    STOPPING,
+    WAITING,
+    WRITTEN,
+    Actions,
+    End,
+    Excess,
+    Job,
+    Seat,
+)
 
 _log = logging.getLogger("trio_workers.pool")
+
+MIB: Final = 1024 * 1024
 
 T = TypeVar("T")
 E = TypeVar("E", bound=WorkerError)
@@ -79,17 +98,16 @@ class Exchange:
         background: Callable[..., None],
         explain: Callable[[Job], Exception],
         failure: Callable[[Failed], Exception],
-        *,
-        allocate_timeout: float,
-        destroy_timeout: float,
+        tell: Callable[[Job, str], None] | None,
+        config: Config,
     ) -> None:
         self._roster = roster
         self._carry_out = carry_out
         self._background = background
         self._explain = explain
         self.failure = failure
-        self._allocate_timeout = allocate_timeout
-        self._destroy_timeout = destroy_timeout
+        self.config = config
+        self._tell = tell
         self._bells: list[Bell] = []
         self._thread = get_ident()
 
@@ -105,14 +123,14 @@ class Exchange:
         try:
             outcome = await self.see_through(job)
         except BaseException as error:
-            self.count(_OUTCOMES.get(type(error), "cancelled"))
+            self.count(job, _outcome_of(error))
             self.abandon(job)
             raise
         self.hang_up(job)
         if type(outcome) is Replied:
-            self.count("replied")
+            self.count(job, "replied")
             return outcome
-        self.count("failed")
+        self.count(job, "failed")
         if type(outcome) is Failed:
             raise self.failure(outcome)
         self.leave(job)
@@ -123,9 +141,11 @@ class Exchange:
         while seat.jobs and (left := seat.jobs[0].left) is not None:
             await left.wait()
 
-    def count(self, outcome: str) -> None:
-        """Count a job that has ended."""
+    def count(self, job: Job, outcome: str) -> None:
+        """Count a job that has ended, and tell of it."""
         self._roster.outcomes[outcome] += 1
+        if self._tell is not None:
+            self._tell(job, outcome)
 
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
@@ -143,7 +163,7 @@ class Exchange:
         if actions:
             self._carry_out(actions)
         if job.state is DONE and job.end is not End.CRASHED:
-            self.count(_ENDS[job.end])
+            self.count(job, _ENDS[job.end])
             raise self._explain(job)
 
     async def wait_for_worker(self, job: Job) -> None:
@@ -157,7 +177,7 @@ class Exchange:
             if job.state is DONE:
                 raise await self._tell_end(job)
         except BaseException as error:
-            self.count(_OUTCOMES.get(type(error), "cancelled"))
+            self.count(job, _outcome_of(error))
             self.abandon(job)
             raise
 
@@ -209,7 +229,7 @@ class Exchange:
 
     async def _tell_end(self, job: Job) -> Exception:
         """Return what to raise for a job that is over; wait for its worker's end, which is part of it."""
-        if job.end is End.CRASHED and job.seat is not None and job.seat.state is not GONE:
+        if job.end in (End.CRASHED, End.TIMED_OUT) and job.seat is not None and job.seat.state is not GONE:
             await job.seat.worker.ended.wait()
         return self._explain(job)
 
@@ -220,10 +240,13 @@ class Exchange:
         bell = job.bell
         if bell is None:
             bell = job.bell = self._bells.pop() if self._bells else Bell()
-        with trio.move_on_after(max(0.0, self._allocate_timeout - job.waited)):
-            while job.state is WAITING:
-                await bell.receive.receive()
-                job.rung = False
+        while job.state is WAITING:
+            with trio.move_on_after(max(0.0, self.config.allocate_timeout - job.waited)):
+                while job.state is WAITING:
+                    await bell.receive.receive()
+                    job.rung = False
+            if not (job.unhurried and any(seat.state is SERVING for seat in self._roster.seats)):
+                break
         if job.state is WAITING:
             error = self._explain(job)
             self._carry_out(self._roster.cancelled(job))
@@ -235,6 +258,9 @@ class Exchange:
         assert seat is not None
         line = seat.worker.line
         assert line is not None
+        codec = seat.plan.source.codec
+        if job.dialect != codec.dialect:  # it came before a reset, or goes to a worker from before one
+            job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
         why = line.begin(job.frames)
         if why is None:
             self._roster.written(job)
@@ -349,7 +375,7 @@ class Exchange:
         """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
         try:
             # Shielded, as all that ends workers is: this ends by itself, and at the latest with the worker.
-            with trio.move_on_after(self._destroy_timeout, shield=True):
+            with trio.move_on_after(self.config.destroy_timeout, shield=True):
                 asked = False
                 while job.state is not DONE:
                     line = None if job.seat is None else job.seat.worker.line
@@ -369,6 +395,7 @@ class Exchange:
     def hang_up(self, job: Job) -> None:
         """Let go of what a job that is over has: its frames, which may be large, and its bell."""
         job.frames = ()
+        job.payload = None
         bell = job.bell
         if bell is None:
             return
@@ -456,7 +483,7 @@ class Parts(Generic[T]):
         try:
             outcome = await self._exchange.see_through(self._job)
         except (WorkersError, trio.ClosedResourceError) as error:
-            self._end(_OUTCOMES.get(type(error), "closed"))
+            self._end(_outcome_of(error))
             raise
         if type(outcome) is Part:
             return self._decode(outcome)
@@ -483,15 +510,19 @@ class Parts(Generic[T]):
     def _end(self, outcome: str) -> None:
         if not self._over:
             self._over = True
-            self._exchange.count(outcome)
+            self._exchange.count(self._job, outcome)
 
 
-def explain_end(job: Job) -> WorkerError:
+def explain_end(job: Job) -> WorkersError:
     """Say what became of a job whose worker is gone, or was handed on too often."""
     seat = job.seat
     assert seat is not None
     ending = seat.ending if isinstance(seat.ending, Ending) else Ending(None)
     what = named(job)
+    if job.end is End.NOT_BOOTED and isinstance(seat.fault, SpawnError):
+        return seat.fault
+    if isinstance(seat.fault, Excess) and seat.fault.job is job:
+        return explain_timeout(seat, job, seat.fault, ending.stderr)
     if job.end is End.RETIRED:
         again = "the worker asked" if job.bound else f"{job.hand_ons + 1} workers in a row asked"
         return WorkerError(
@@ -500,6 +531,19 @@ def explain_end(job: Job) -> WorkerError:
             returncode=ending.returncode,
         )  # fmt: skip
     return describe(seat, ending, phase=job.phase, what=what, started=job.proof)
+
+
+def explain_timeout(seat: Seat, job: Job, excess: Excess, stderr: str) -> JobTimeout:
+    """Say that a job took too long, and what became of its worker."""
+    who = f"worker {seat.worker.pid} (slot {seat.slot})"
+    return JobTimeout(
+        f"{named(job)} ran for longer than exec_ttl ({excess.bound:g} s) on {who}, which was killed."
+        f"{_next_step(job.proof)}",
+        pid=seat.worker.pid,
+        slot=seat.slot,
+        stderr=stderr,
+        started=job.proof,
+    )
 
 
 def judge(seat: Seat, line: Line, job: Job, *, dead: bool) -> None:
@@ -552,6 +596,11 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
         )
 
     fault = seat.fault
+    if isinstance(fault, Excess) and fault.limit == "hard_memory":
+        phase = "memory"
+        used, bound = fault.figure / MIB, fault.bound / MIB
+        text = f"used {used:.0f} MiB of memory, more than hard_memory ({bound:.0f} MiB), {doing}, and was killed."
+        return error(WorkerError, text)
     how = how_it_ended(ending.returncode)
     if isinstance(fault, BaseException):
         first = fault.received[:1] if isinstance(fault, FrameError) else b""
@@ -585,11 +634,19 @@ def _next_step(started: bool | None) -> str:
     return " Nobody can know whether the job had started: retry only if running it twice does no harm."
 
 
+def _outcome_of(error: BaseException) -> str:
+    if type(error) is WorkerError and error.phase == "memory":
+        return "memory"
+    return _OUTCOMES.get(type(error), "cancelled")
+
+
 _OUTCOMES: Final[dict[type[BaseException], str]] = {
     AllocateTimeout: "allocate_timeout",
     WorkerCrashed: "crashed",
     RelayError: "relay_error",
     WorkerError: "retired",
+    JobTimeout: "job_timeout",
+    SpawnError: "boot_failed",
     trio.ClosedResourceError: "closed",
 }
 _ENDS: Final[dict[Any, str]] = {

@@ -53,6 +53,13 @@ class FunctionCodec:
         self._known: dict[object, _Known] = {}
         self._buffers: list[memoryview] = []
 
+    dialect = ""
+    """There is one wire, for there is one program."""
+
+    def encode_anew(self, payload: object) -> tuple[bytes | memoryview, ...]:
+        """Refuse, as `encode` does: there is no other wire."""
+        return self.encode(payload)
+
     def encode(self, payload: object) -> tuple[bytes | memoryview, ...]:
         """Refuse a job that is no call."""
         raise TypeError(

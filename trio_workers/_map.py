@@ -30,6 +30,9 @@ class Results(Generic[T]):
     _sources: Sequence[Source]
     _ordered: bool
     _return_exceptions: bool
+    _nursery: trio.Nursery
+    _width: Callable[[], int]
+    _tasks: int
     _room: trio.Semaphore
     _turn: trio.StrictFIFOLock
     _taken: int
@@ -52,6 +55,7 @@ class Results(Generic[T]):
         *,
         ordered: bool,
         window: int,
+        width: Callable[[], int],
         return_exceptions: bool,
     ) -> "Results[T]":
         self: Results[T] = object.__new__(cls)
@@ -59,6 +63,8 @@ class Results(Generic[T]):
         self._sources = sources
         self._ordered = ordered
         self._return_exceptions = return_exceptions
+        self._width = lambda: min(width(), window)
+        self._tasks = 0
         self._room = trio.Semaphore(window)
         self._turn = trio.StrictFIFOLock()
         self._taken = 0
@@ -121,6 +127,9 @@ class Results(Generic[T]):
     async def _work(self) -> None:
         """Take an item when there is room, run it, put the result down: one of as many tasks as workers."""
         while True:
+            if self._tasks > max(1, self._width()):
+                self._tasks -= 1  # there are fewer workers now
+                return
             async with self._turn:
                 await self._room.acquire()
                 if self._is_over():
@@ -137,6 +146,7 @@ class Results(Generic[T]):
                     return  # a result was an error, and ended the map meanwhile
                 index = self._taken
                 self._taken += 1
+                self._start_tasks()  # there may be more workers now
             result: T | None = None
             failure: Exception | None = None
             try:
@@ -156,6 +166,11 @@ class Results(Generic[T]):
                 self._as_ready.append(outcome)
                 del outcome
             self._news.unpark_all()
+
+    def _start_tasks(self) -> None:
+        while self._tasks < self._width():
+            self._tasks += 1
+            self._nursery.start_soon(self._work)
 
     @trio.lowlevel.disable_ki_protection
     async def _take(self) -> list[Any]:
@@ -177,19 +192,19 @@ def open_map(
     *sources: object,
     ordered: bool,
     window: object,
-    width: int,
+    width: Callable[[], int],
     return_exceptions: bool,
 ) -> AbstractAsyncContextManager[Results[T]]:
-    """Run `run(*items)` for an item of each source: `width` side by side, `window` taken and not delivered."""
+    """Run `run(*items)` for an item of each source: `width()` side by side, `window` taken and not delivered."""
     if not isinstance(window, int) or isinstance(window, bool):
         raise TypeError(f"window must be an int or None, not {type(window).__name__}")
     if window < 1:
         raise ValueError(f"window must be at least 1, not {window}")
     iterators = [_iterate(source) for source in sources]
     results = Results[T]._create(  # pyright: ignore[reportPrivateUsage]
-        run, iterators, ordered=ordered, window=window, return_exceptions=return_exceptions
+        run, iterators, ordered=ordered, window=window, width=width, return_exceptions=return_exceptions
     )
-    return _block(results, min(width, window), iterators)
+    return _block(results, iterators)
 
 
 def _iterate(source: object) -> Source:
@@ -201,14 +216,14 @@ def _iterate(source: object) -> Source:
 
 
 @asynccontextmanager
-async def _block(results: Results[T], tasks: int, sources: Sequence[Source]) -> AsyncGenerator[Results[T]]:
+async def _block(results: Results[T], sources: Sequence[Source]) -> AsyncGenerator[Results[T]]:
     """As in `open_core`, nothing of the user's enters the nursery, so nothing of it leaves in a group."""
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             try:
-                for _ in range(tasks):
-                    nursery.start_soon(results._work)  # pyright: ignore[reportPrivateUsage]
+                results._nursery = nursery  # pyright: ignore[reportPrivateUsage]
+                results._start_tasks()  # pyright: ignore[reportPrivateUsage]
                 yield results
             except BaseException as error:
                 failure = error

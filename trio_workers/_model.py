@@ -75,6 +75,29 @@ class WorkerEvent(enum.IntEnum):
     """Something went wrong with a worker. Context: the exception."""
 
 
+@attrs.frozen(kw_only=True)
+class JobRecord:
+    """How a job went, from its beginning to its end: a `job_observer` gets one for each.
+
+    Times are monotonic seconds, on the clock of `trio.current_time`.
+    """
+
+    label: str | None
+    """What the job was called; a function's qualified name by default."""
+    slot: int | None
+    """The slot of the worker it ended on; None where it ended without one."""
+    pid: int | None
+    """The pid of that worker."""
+    queued: float
+    """When it was handed in."""
+    started: float | None
+    """When it got that worker; None where it ended without one."""
+    ended: float
+    """When it was over for its caller."""
+    outcome: str
+    """How it ended; one of the keys of `PoolStatistics.jobs`."""
+
+
 class State:
     """A live, read-only view of a worker's state. You get one from `Worker.state`."""
 

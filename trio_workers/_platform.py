@@ -35,6 +35,8 @@ from typing import Final, Literal
 
 import trio
 
+PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
+
 PIPE_SIZE: Final = 256 * 1024
 """What a relay's pipes are grown to. The whole megabyte that the kernel allows would be a little faster, but all pipes
 of an unprivileged user may take 64 MiB together (`/proc/sys/fs/pipe-user-pages-soft`), and past that they can't grow
@@ -300,6 +302,14 @@ class Platform(ABC):
     def group_members(self, groups: Collection[int]) -> list[tuple[int, int]]:
         """Return the pid and the group of every process in these process groups, the leaders first."""
 
+    @abstractmethod
+    def check_memory(self) -> None:
+        """Raise `RuntimeError` where the memory of a process can't be read."""
+
+    @abstractmethod
+    def resident_memory(self, pid: int) -> int | None:
+        """Return how many bytes of memory a process has resident, None where it is gone or not ours to see."""
+
 
 class Portable(Platform):
     """Any Unix with `waitid`."""
@@ -342,6 +352,25 @@ class Portable(Platform):
     def group_members(self, groups: Collection[int]) -> list[tuple[int, int]]:
         """Return the leaders, the only ones known."""
         return [(group, group) for group in groups]
+
+    def check_memory(self) -> None:
+        """See that psutil is there."""
+        try:
+            import psutil  # noqa: F401
+        except ImportError:
+            raise RuntimeError(
+                "Limits.max_memory and Limits.hard_memory need psutil on this system: "
+                "pip install 'trio_workers[memory]'"
+            ) from None
+
+    def resident_memory(self, pid: int) -> int | None:
+        """Ask psutil."""
+        import psutil
+
+        try:
+            return int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return None
 
 
 class Linux(Platform):
@@ -426,6 +455,19 @@ class Linux(Platform):
                     if group in groups and pid != group:
                         others.append((pid, group))
         return leaders + others
+
+    def check_memory(self) -> None:
+        """See that `/proc` is there."""
+        if self.resident_memory(os.getpid()) is None:
+            raise RuntimeError("Limits.max_memory and Limits.hard_memory need /proc, which is not to be read here")
+
+    def resident_memory(self, pid: int) -> int | None:
+        """Read the second number of `/proc/<pid>/statm`, which is in pages: see proc(5)."""
+        try:
+            with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+                return int(statm.read(256).split()[1]) * PAGE_SIZE
+        except (OSError, IndexError):
+            return None  # it has ended, or is about to
 
 
 def _is_unix(fd: int) -> bool:

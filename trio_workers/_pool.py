@@ -11,12 +11,12 @@ import trio
 
 from ._codec import PayloadCodec, check_label, decode
 from ._config import Config
-from ._core import Block, Observer, PoolCore, PoolStatistics, as_spawn_error, open_core
+from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, as_spawn_error, open_core
 from ._errors import WorkerError
 from ._exchange import Parts
 from ._map import Results, open_map
 from ._model import Payload
-from ._roster import Job
+from ._seats import Job
 from ._worker import Worker
 
 W = TypeVar("W")
@@ -75,7 +75,7 @@ class Pool:
         replaced, unless the whole reply is already there.
         """
         core = self._core
-        answer = await core.exchange.run(Job(core.codec.encode(payload), check_label(label)))
+        answer = await core.exchange.run(core.job(payload, label))
         return Payload(answer.body, answer.context)
 
     def stream(self, payload: Payload, *, label: str | None = None) -> Parts[Payload]:
@@ -89,7 +89,7 @@ class Pool:
         at once. In goridge-1 and -2 a reply has one part.
         """
         core = self._core
-        return Parts[Payload]._create(core.exchange, Job(core.codec.encode(payload), check_label(label)), decode)  # pyright: ignore[reportPrivateUsage]
+        return Parts[Payload]._create(core.exchange, core.job(payload, label), decode)  # pyright: ignore[reportPrivateUsage]
 
     @overload
     def map(
@@ -134,15 +134,12 @@ class Pool:
         `Config.allocate_timeout` counts. `Config.max_queue` does not count them.
         """
         core = self._core
-        workers = core.roster.target
-        if window is None:
-            window = 2 * workers
         block = open_map(
             self._exec_patiently,
             payloads,
             ordered=ordered,
-            window=window,
-            width=workers,
+            window=core.window if window is None else window,
+            width=core.width,
             return_exceptions=return_exceptions,
         )
         return Block(block, "map")
@@ -150,9 +147,41 @@ class Pool:
     @trio.lowlevel.enable_ki_protection
     async def _exec_patiently(self, payload: Payload) -> Payload:
         core = self._core
-        job = Job(core.codec.encode(payload))
-        job.patient = True
+        job = core.job(payload)
+        job.patient, job.unhurried = True, core.roster.may_grow
         return decode(await core.exchange.run(job))
+
+    @trio.lowlevel.enable_ki_protection
+    async def reset(self, config: Config | None = None) -> None:
+        """Replace every worker by a fresh one, and return when the last old one is gone.
+
+        With a `config`, by workers of that: another command, environment, protocol, factory or number of workers, and
+        all its other fields for the jobs to come. It is the pool's `config` from the call on. One worker at a time is
+        replaced, in large pools one in eight, each when its successor is ready, so no job waits longer or is lost; one
+        that is leased is replaced after its lease.
+
+        Raise `SpawnError` where a new worker can't boot: then the pool goes back to what it was, and those that were
+        replaced already are replaced once more. `OSError` where the new factory can't be opened, and
+        `trio.ClosedResourceError` where the pool is closed, or is meanwhile. A call while another `reset` or `resize`
+        is under way takes over from it, and both return, or raise, as one. Cancelling gives up the wait, not the
+        change.
+        """
+        if config is None:
+            await self._core.reset()
+        else:
+            _check(config)
+            await self._core.reset(config, PayloadCodec(config))
+
+    @trio.lowlevel.enable_ki_protection
+    async def resize(self, num_workers: int) -> None:
+        """Have this many workers, and return when they are ready, or those too many are gone.
+
+        Workers are added at once, and retired after the job they are on, those of the highest slots.
+        `Config.max_workers` stays as it is, or is raised to this number. Raise TypeError or ValueError for anything but
+        a number of at least 1; `SpawnError` where a new worker can't boot: then the pool has as many as before.
+        Otherwise like `reset`.
+        """
+        await self._core.resize(num_workers)
 
     def lease(self, *, label: str | None = None) -> "Lease[Worker]":
         """Have one worker to yourself: `async with pool.lease() as worker: await worker.exec(...)`.
@@ -211,25 +240,29 @@ class Lease(Generic[W]):
             self._core.release(self._job)
 
 
-def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Pool]:
+def open_pool(
+    config: Config, *, observer: Observer | None = None, job_observer: JobObserver | None = None
+) -> AbstractAsyncContextManager[Pool]:
     """Open a pool of workers: `async with open_pool(config) as pool: ...`.
 
     Yields when all workers are ready; they are booted side by side, about twice the cores at a time. The first that
     does not become ready ends the opening with its `SpawnError`.
 
     `observer(event, worker, context)` is called in the trio thread, in order, after each change is complete: see
-    `WorkerEvent`. One that raises is logged and does no harm.
+    `WorkerEvent`. `job_observer(record)` is called likewise, once at each job's end, with its `JobRecord`; jobs of a
+    lease or a map included, a lease itself only where it is not got. One that raises is logged and does no harm.
 
     Left normally: jobs accepted so far finish, later ones get `trio.ClosedResourceError`, then the workers get the stop
     frame, `Config.destroy_timeout` and SIGKILL. Left by an exception or a cancel: the workers are killed at once. An
     exception leaves as it is. `RestartLimitExceeded` leaves the block when the pool gives up (`Restart.give_up_after`).
     """
     check_observer(observer)
+    check_observer(job_observer, "job_observer")
     _check(config)
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[Pool]:
-        async with open_core(config, PayloadCodec(config), observer) as core:
+        async with open_core(config, PayloadCodec(config), observer, job_observer) as core:
             yield Pool._create(core)  # pyright: ignore[reportPrivateUsage]
 
     return Block(block(), "open_pool")
@@ -238,15 +271,16 @@ def open_pool(config: Config, *, observer: Observer | None = None) -> AbstractAs
 def open_worker(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Worker]:
     """Start a single worker, to oneself: `async with open_worker(config) as worker`, then `await worker.exec(payload)`.
 
-    It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers` is not looked at.
-    Otherwise like `open_pool`.
+    It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers`, `max_workers` and
+    `debug` are not looked at. Otherwise like `open_pool`.
     """
     check_observer(observer)
     _check(config)
+    alone = attrs.evolve(config, num_workers=1, max_workers=None, debug=False)
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[Worker]:
-        async with open_core(attrs.evolve(config, num_workers=1), PayloadCodec(config), observer) as core:
+        async with open_core(alone, PayloadCodec(config), observer) as core:
             job = Job((), "open_worker", lease=True)
             core.exchange.enter(job)
             if job.seat is None:  # it shook hands and died in the same moment
@@ -267,9 +301,9 @@ def _check(config: object) -> None:
         raise TypeError(f"config must be a Config, not {type(config).__name__}")
 
 
-def check_observer(observer: object) -> None:
+def check_observer(observer: object, name: str = "observer") -> None:
     """Raise an error where this can't be called in the middle of a change."""
     if observer is not None and not callable(observer):
-        raise TypeError(f"observer must be callable, not {type(observer).__name__}")
+        raise TypeError(f"{name} must be callable, not {type(observer).__name__}")
     if inspect.iscoroutinefunction(observer):
-        raise TypeError("observer must be a plain function, not an async one: it is called in the middle of a change")
+        raise TypeError(f"{name} must be a plain function, not an async one: it is called in the middle of a change")

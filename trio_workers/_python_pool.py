@@ -8,14 +8,14 @@ from typing import Any, Literal, NoReturn, TypeVar, overload
 import trio
 
 from ._codec import Answer, check_label
-from ._config import Config, Environment, Restart, available_cores
-from ._core import Block, Observer, PoolCore, PoolStatistics, open_core
+from ._config import Config, Environment, Limits, Restart, available_cores
+from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, open_core
 from ._exchange import Parts
 from ._functions import FunctionCodec, PicklerName, decode, name_of
 from ._interpreter import PythonFactory, check_not_importing, describe_main, interpreter
 from ._map import Results, open_map
 from ._pool import Lease, check_observer
-from ._roster import Job, Seat
+from ._seats import Job, Seat
 from ._worker import Worker
 
 T = TypeVar("T")
@@ -140,19 +140,32 @@ class PythonPool:
         @trio.lowlevel.enable_ki_protection
         async def run(*args: Any) -> T:
             job = Job(codec.encode_call(fn, args), label)
-            job.patient = True
+            job.patient, job.unhurried = True, core.roster.may_grow
             return decode(await core.exchange.run(job), fn)  # type: ignore[no-any-return]
 
-        workers = core.roster.target
         block = open_map(
             run,
             *iterables,
             ordered=ordered,
-            window=2 * workers if window is None else window,
-            width=workers,
+            window=core.window if window is None else window,
+            width=core.width,
             return_exceptions=return_exceptions,
         )
         return Block(block, "map")
+
+    @trio.lowlevel.enable_ki_protection
+    async def reset(self) -> None:
+        """Replace every worker by a fresh interpreter, and return when the last old one is gone; see `Pool.reset`.
+
+        Functions are found anew by the fresh ones, so edited code counts, in the workers: what this process has
+        imported itself, and what it pickles by value, stays as it is.
+        """
+        await self._core.reset()
+
+    @trio.lowlevel.enable_ki_protection
+    async def resize(self, num_workers: int) -> None:
+        """Have this many workers, and return when they are ready, or those too many are gone; see `Pool.resize`."""
+        await self._core.resize(num_workers)
 
     def lease(self, *, label: str | None = None) -> "Lease[PythonWorker]":
         """Have one worker to yourself: `async with pool.lease() as worker: await worker.run_sync(fn, *args)`.
@@ -238,6 +251,7 @@ def open_python_pool(
     initargs: Iterable[Any] = (),
     pickler: PicklerName = "pickle",
     observer: Observer | None = None,
+    job_observer: JobObserver | None = None,
     max_executions: int = 0,
     allocate_timeout: float = 60.0,
     destroy_timeout: float = 10.0,
@@ -247,6 +261,10 @@ def open_python_pool(
     cwd: str | bytes | os.PathLike[str] | None = None,
     max_frame_size: int | None = None,
     restart: Restart | None = None,
+    limits: Limits | None = None,
+    max_workers: int | None = None,
+    grow_after: float = 0.1,
+    debug: bool = False,
     name: str = "pool",
 ) -> AbstractAsyncContextManager[PythonPool]:
     """Open a pool of Python processes that run functions: `async with open_python_pool() as pool: ...`.
@@ -266,6 +284,7 @@ def open_python_pool(
     """
     check_not_importing()
     check_observer(observer)
+    check_observer(job_observer, "job_observer")
     if isinstance(initargs, str | bytes) or not hasattr(initargs, "__iter__"):
         raise TypeError(f"initargs must be a tuple of arguments, not {type(initargs).__name__}")
     initargs = tuple(initargs)
@@ -294,12 +313,16 @@ def open_python_pool(
         cwd=cwd,
         max_frame_size=UNLIMITED if max_frame_size is None else max_frame_size,
         restart=Restart() if restart is None else restart,
+        limits=Limits() if limits is None else limits,
+        max_workers=max_workers,
+        grow_after=grow_after,
+        debug=debug,
         name=name,
     )
 
     @asynccontextmanager
     async def block() -> AsyncGenerator[PythonPool]:
-        async with open_core(config, codec, observer, latest_first=True) as core:
+        async with open_core(config, codec, observer, job_observer, latest_first=True) as core:
             yield PythonPool._create(core, codec)  # pyright: ignore[reportPrivateUsage]
 
     return Block(block(), "open_python_pool")

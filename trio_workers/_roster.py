@@ -11,211 +11,69 @@ The rules, in the order in which they win:
   queue, and at most `target + 1` times.
 * Jobs get seats in the order in which they came; a job waits only while no seat has room.
 * What to spawn is derived from the seats there are (`_heal`), never from a counter beside them. A slot is a number from
-  0 to `target - 1`; a seat holds its slot until it is `vacant`: on its last permitted job, on its way out by plan, or
-  gone.
+  0 to `target - 1`; a seat holds its slot until it is `vacant`: about to spend its last permitted job, to be replaced
+  by plan, on its way out, or gone.
 * A successor that is ready before its predecessor has done its last job stands by, so never more than `target` seats
   serve. All in all there are never more than twice as many workers as `target`.
+* What is replaced by plan (`_relieve`: its time, its memory, a new plan) serves on until its successor is ready, so no
+  capacity is lost whatever a boot does. It is done for one worker at a time, in a large pool for a share of them.
+* `max_executions` alone is hard: not one job more. Its successor starts ahead, when what is left would last for about
+  as long as a boot takes.
+* A change (`reset`, `resize`) is what the roster aims for from the moment of the call. When a boot that it asked for
+  fails, the roster aims for what was before.
 * A worker that died before it did anything for anybody is replaced after a delay that grows (`Restart`); every other at
   once.
+
+With `debug` there are no standing seats: each job has one of its own, that is started for it (`_heal_for_jobs`).
 """
 
-import enum
+import math
 import random
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from ._model import WorkerEvent
+from ._seats import (
+    ASSIGNED,
+    DONE,
+    GONE,
+    NOTHING,
+    SERVING,
+    STANDBY,
+    STARTING,
+    STOPPING,
+    WAITING,
+    WATCH,
+    WRITTEN,
+    Action,
+    Actions,
+    Begin,
+    Change,
+    Drained,
+    Emit,
+    End,
+    Excess,
+    GiveUp,
+    Job,
+    Kill,
+    Phase,
+    Plan,
+    Retire,
+    Seat,
+    Settled,
+    Spawn,
+    Wake,
+)
 
-if TYPE_CHECKING:
-    from ._config import Restart
-    from ._worker import Worker
+RELIEVED_AT_A_TIME: Final = 8
+"""One worker in so many may be in replacement by plan, at least one: a boot costs about a core for its time, and the
+memory of one worker more."""
 
+SHRINK_WINDOW: Final = 60.0
+"""Seconds over which a grown pool looks for workers it has too many, where `Limits.idle_ttl` says nothing."""
 
-class JobState(enum.Enum):
-    """Where a job is."""
-
-    WAITING = "waiting for a worker"
-    ASSIGNED = "has a worker, nothing written yet"
-    WRITTEN = "on the wire"
-    DONE = "over"
-
-
-WAITING: Final = JobState.WAITING
-ASSIGNED: Final = JobState.ASSIGNED
-WRITTEN: Final = JobState.WRITTEN
-DONE: Final = JobState.DONE
-
-
-class End(enum.Enum):
-    """Why a job is over without an answer."""
-
-    CLOSED = "the pool is closed"
-    QUEUE_FULL = "too many callers are waiting"
-    CRASHED = "its worker is gone"
-    RETIRED = "workers asked to be replaced instead of running it"
-
-
-class Job:
-    """One thing a worker is to do: a frame to answer, or a lease (`lease`), which is a worker for itself.
-
-    `bound`: it belongs to the seat it was given and is never handed on (jobs inside a lease, a lease once
-    it has been entered, replies nobody wants any more). `patient`: `max_queue` does not count it.
-    `proof` and `phase` are set when its worker is gone: whether it started, as far as can be proved, and where it was.
-    `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
-    `left`, set when a stream that its caller has left early has been read to its end.
-    """
-
-    seat: "Seat | None" = None
-    state: JobState = WAITING
-    end: End | None = None
-    bound: bool = False
-    patient: bool = False
-    hand_ons: int = 0
-    queued: float = 0.0
-    waited: float = 0.0
-    started: float = 0.0
-    streaming: bool = False
-    proof: bool | None = False
-    phase: str = "idle"
-    bell: Any = None
-    left: Any = None
-    rung: bool = False
-
-    def __init__(
-        self, frames: Sequence[bytes | memoryview] = (), label: str | None = None, *, lease: bool = False
-    ) -> None:
-        self.frames = frames
-        self.label = label
-        self.lease = lease
-
-    def __repr__(self) -> str:
-        return f"<{'Lease' if self.lease else 'Job'} {self.label or hex(id(self))}: {self.state.value}>"
-
-
-class SeatState(enum.Enum):
-    """Where a worker's place at the roster is."""
-
-    STARTING = "starting"
-    STANDBY = "ready, waiting for its predecessor's last job"
-    SERVING = "serving"
-    STOPPING = "stopping"
-    GONE = "gone"
-
-
-STARTING: Final = SeatState.STARTING
-STANDBY: Final = SeatState.STANDBY
-SERVING: Final = SeatState.SERVING
-STOPPING: Final = SeatState.STOPPING
-GONE: Final = SeatState.GONE
-
-
-class Seat:
-    """A worker's place: how many jobs it takes at a time (`capacity`), which it has, and how far its life has come.
-
-    `begun` counts jobs it was given, `served` those it answered; `worked` says that one ended with it, `cancelled`
-    which it is killed for. `vacant`: its slot may be given to a successor. `leaving`: why it goes when its jobs are
-    done. `planned`: we ended it, or asked it to end.
-    """
-
-    worker: "Worker"
-    ending: Any = None
-    fault: BaseException | str | None = None
-
-    def __init__(self, slot: int, capacity: int, limit: int, now: float) -> None:
-        self.slot = slot
-        self.capacity = capacity
-        self.limit = limit
-        self.state = STARTING
-        self.jobs: deque[Job] = deque()
-        self.lease: Job | None = None
-        self.begun = 0
-        self.served = 0
-        self.worked = False
-        self.cancelled: Job | None = None
-        self.vacant = False
-        self.leaving = ""
-        self.planned = False
-        self.reason = ""
-        self.ready_at: float | None = None
-        self.announced = False
-        self.destructed = False
-        self.changed = now
-
-    @property
-    def spent(self) -> bool:
-        """Whether it has begun the last job it is permitted."""
-        return 0 < self.limit <= self.begun
-
-    def __repr__(self) -> str:
-        leased = ", leased" if self.lease else ""
-        return f"<Seat {self.slot}: {self.state.value}, {len(self.jobs)} of {self.capacity} jobs{leased}>"
-
-
-class Begin(NamedTuple):
-    """Write the job to its seat's worker, and wake its task."""
-
-    job: Job
-
-
-class Wake(NamedTuple):
-    """The job's state has changed without its task: let it look."""
-
-    job: Job
-
-
-class Spawn(NamedTuple):
-    """Start a worker for the seat."""
-
-    seat: Seat
-
-
-class Retire(NamedTuple):
-    """Send the stop frame; kill after `destroy_timeout`."""
-
-    seat: Seat
-
-
-class Kill(NamedTuple):
-    """Kill the worker's process group: at once, or (`grace`) after a moment in which it may end by itself."""
-
-    seat: Seat
-    grace: bool = False
-
-
-class Emit(NamedTuple):
-    """Tell observers and the log."""
-
-    event: WorkerEvent
-    seat: Seat
-    context: Any = None
-
-
-class GiveUp(NamedTuple):
-    """Too many boots in a row have failed."""
-
-    seat: Seat
-
-
-class Drained(NamedTuple):
-    """The last seat is gone and no other will come."""
-
-
-Action = Begin | Wake | Spawn | Retire | Kill | Emit | GiveUp | Drained
-Actions = Sequence[Action]
-NOTHING: Final[Actions] = ()
-
-
-class Phase(enum.IntEnum):
-    """Where the pool's own life is."""
-
-    OPEN = 0
-    CLOSING = 1
-    """No new jobs; those accepted are still done, by replacements if need be."""
-    ENDING = 2
-    """No jobs left; the workers are being stopped."""
-    ABORTED = 3
-    """The workers are being killed."""
+RESET: Final = "reset"
 
 
 class Roster:
@@ -223,18 +81,21 @@ class Roster:
 
     def __init__(
         self,
-        target: int,
+        size: int,
+        plan: Plan,
         *,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        restart: "Restart",
-        max_executions: int = 0,
-        max_queue: int | None = None,
         capacity: int = 1,
         latest_first: bool = False,
         rng: random.Random | None = None,
     ) -> None:
-        self.target = target
+        self.plan = plan
+        self.size = size
+        """How many workers were asked for."""
+        self.target = size
+        """How many there should be now; more than `size` where the pool has grown."""
+        self.change: Change | None = None
         self.seats: list[Seat] = []
         self.phase = Phase.OPEN
         self.outcomes: Counter[str] = Counter()
@@ -242,11 +103,9 @@ class Roster:
         self.starts: Counter[int] = Counter()
         self.failed_starts = 0
         self.failed_in_a_row = 0
+        self.served = 0
         self._clock = clock
         self._wall = wall
-        self._restart = restart
-        self._limit = max_executions
-        self._max_queue = max_queue
         self._capacity = capacity
         self._latest_first = latest_first
         self._rng = rng or random.Random()
@@ -254,6 +113,13 @@ class Roster:
         self._waiting: OrderedDict[Job, None] = OrderedDict()
         self._failures: dict[int, int] = {}
         self._retry_at: dict[int, float] = {}
+        self._boot_took = 0.0
+        self._alarm = math.inf
+        self._grow_at = math.inf
+        self._hungry_since = math.inf
+        self._seen: tuple[float, int] = (0.0, 0)
+        self._window_ends = math.inf
+        self._lowest_free = 0
 
     def __repr__(self) -> str:
         return (
@@ -274,12 +140,18 @@ class Roster:
             return job.waited + self._clock() - job.queued
         return 0.0
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether the pool may have more workers than there should be now."""
+        return self.target < self._ceiling() and not self.plan.debug
+
     def next_deadline(self) -> float:
-        """When `tick` has something to do."""
+        """When `tick` may have something to do."""
         if not self._retry_at or not self._may_spawn():
-            return float("inf")
+            return self._alarm
         held = self._held()
-        return min((at for slot, at in self._retry_at.items() if slot not in held), default=float("inf"))
+        retry = min((at for slot, at in self._retry_at.items() if slot not in held), default=math.inf)
+        return min(retry, self._alarm)
 
     # the way of a job
 
@@ -288,13 +160,14 @@ class Roster:
         if self.phase is not Phase.OPEN:
             return self._over(job, End.CLOSED)
         if not self._waiting and (seat := self._find_seat(job)) is not None:
-            del self._free[seat]
+            self._take_away(seat)
             return self._give(job, seat)
-        if self._max_queue is not None and not job.patient and self._waits_impatiently(self._max_queue):
+        bound = self.plan.max_queue
+        if bound is not None and not job.patient and self._waits_impatiently(bound):
             return self._over(job, End.QUEUE_FULL)
-        job.queued = self._clock()
+        job.queued = job.handed_in = self._clock()
         self._waiting[job] = None
-        return NOTHING
+        return self._heal() if self.plan.debug else self._watch_queue()
 
     def submit_to(self, seat: Seat, job: Job) -> Actions:
         """Give a job to a leased seat, outside the queue."""
@@ -308,7 +181,7 @@ class Roster:
         seat.jobs.append(job)
         seat.begun += 1
         seat.changed = self._wall()
-        return NOTHING
+        return self._remind(job.started + seat.exec_ttl)
 
     def written(self, job: Job) -> None:
         """Note that the first bytes of an assigned job are on the wire."""
@@ -327,9 +200,9 @@ class Roster:
         """A worker asks to be replaced instead of running the job: the job goes on, the worker goes."""
         seat.jobs.remove(job)
         seat.begun -= 1
-        self._free.pop(seat, None)
+        self._take_away(seat)
         actions: list[Action] = []
-        if not seat.served and not seat.lease and dirt is None and seat.state is SERVING:
+        if not seat.served and not seat.lease and dirt is None and seat.state is SERVING and not seat.plan.debug:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)
         actions.extend(self.retire(seat, "stop request") if dirt is None else self.suspect(seat, dirt))
@@ -339,7 +212,7 @@ class Roster:
         """The line could not even begin the job: the job goes on, the worker is suspect."""
         seat.jobs.remove(job)
         seat.begun -= 1
-        self._free.pop(seat, None)
+        self._take_away(seat)
         actions: list[Action] = []
         self._hand_on([job], actions, End.CRASHED)
         actions.extend(self.suspect(seat, why, grace=isinstance(why, str)))
@@ -351,6 +224,8 @@ class Roster:
         job.state = DONE
         if state is WAITING:
             self._waiting.pop(job, None)
+            if job.reserved is not None:
+                return self.kill(job.reserved, "cancelled")
             # A lease that needed a whole worker may have held back jobs that do not.
             return [*self._serve(), *self._after_departure()]
         if state is DONE or seat is None:
@@ -373,7 +248,7 @@ class Roster:
         for job in back:
             seat.jobs.remove(job)
             seat.begun -= 1
-        self._free.pop(seat, None)
+        self._take_away(seat)
         actions: list[Action] = []
         self._hand_on(back, actions, End.CRASHED)
         actions.extend(self._make_room(seat))
@@ -397,15 +272,27 @@ class Roster:
         """The worker has shaken hands."""
         if seat.state is not STARTING:
             return NOTHING  # killed while it came up
+        now = self._clock()
         seat.announced = True
-        seat.ready_at = self._clock()
+        seat.ready_at = seat.free_since = now
         seat.changed = self._wall()
+        # The latest boot counts, but a slow one for some time: boots beside a busy pool take longer than the first.
+        self._boot_took = max(now - seat.spawned_at, 0.75 * self._boot_took)
         actions: list[Action] = [Emit(WorkerEvent.CREATED, seat)]
+        if (ttl := seat.plan.limits.ttl) is not None:
+            seat.expires_at = now + ttl * (1 - seat.plan.limits.jitter * self._rng.random())
+            actions.extend(self._remind(seat.expires_at))
         if any(other.slot == seat.slot and other.state is SERVING for other in self.seats):
             seat.state = STANDBY
         else:
             seat.state = SERVING
-            actions.extend(self._make_room(seat))
+            actions.extend(self._begin_to_serve(seat))
+        change = self.change
+        if change is not None and seat.plan is self.plan:
+            change.slots.discard(seat.slot)
+        actions.extend(self._relieve())
+        actions.extend(self._heal())
+        actions.extend(self._after_change())
         return actions
 
     def suspect(self, seat: Seat, why: BaseException | str, *, grace: bool = False) -> Actions:
@@ -433,12 +320,9 @@ class Roster:
             return self._after_departure()
         if seat.state is STARTING:
             return self.kill(seat, reason)
-        seat.leaving = seat.leaving or reason
-        seat.vacant = True
-        self._free.pop(seat, None)
+        seat.at_once = True
         actions: list[Action] = []
-        if not seat.jobs:
-            self._stop(seat, actions)
+        self._leave(seat, reason, actions)
         actions.extend(self._heal())
         actions.extend(self._after_departure())
         return actions
@@ -477,12 +361,12 @@ class Roster:
         others it had end here.
         """
         done, fresh = set(answered), set(unstarted)
-        early = seat.state is STARTING or not seat.announced
+        early = not seat.announced
         seat.state = GONE
         seat.ending = ending
         seat.changed = self._wall()
         self.seats.remove(seat)
-        self._free.pop(seat, None)
+        self._take_away(seat)
         actions: list[Action] = []
         going_on: list[Job] = []
         for job in list(seat.jobs):
@@ -495,7 +379,7 @@ class Roster:
                 continue
             else:
                 seat.worked = True
-                self._over(job, End.CLOSED if self.phase is Phase.ABORTED else End.CRASHED)
+                self._over(job, self._end_with(seat, job))
             actions.append(Wake(job))
         seat.jobs.clear()
         if seat.lease is not None:
@@ -511,21 +395,103 @@ class Roster:
             actions.append(GiveUp(seat))
             actions.extend(self.abort())
         actions.extend(self._promote(seat.slot))
+        actions.extend(self._relieve())
         actions.extend(self._heal())
         actions.extend(self._after_departure())
+        actions.extend(self._after_change())
         return actions
 
     def tick(self) -> Actions:
-        """Look at the clock: a delay may be over."""
-        return self._heal()
+        """Look at the clock: a job, a worker, a delay may have had its time."""
+        now = self._clock()
+        actions: list[Action] = []
+        for seat in list(self.seats):
+            if seat.exec_ttl < math.inf and seat.state is SERVING:
+                for job in list(seat.jobs):
+                    if job.started + seat.exec_ttl <= now:
+                        actions.extend(self._exceed(seat, Excess("exec_ttl", now - job.started, seat.exec_ttl, job)))
+                        break
+        self._note_what_is_due(now)
+        actions.extend(self._shrink(now))
+        self._grow(now)
+        actions.extend(self._relieve())
+        actions.extend(self._heal())
+        self._alarm = self._next_alarm()
+        return actions
+
+    def measured(self, memory: Mapping[Seat, int]) -> Actions:
+        """Take note of the workers' memory, in bytes: once a second, while `Limits` set a bound to it."""
+        actions: list[Action] = []
+        for seat, figure in memory.items():
+            if seat.state is not SERVING and seat.state is not STANDBY:
+                continue
+            seat.memory = figure
+            limits = seat.plan.limits
+            if limits.hard_memory is not None and figure > limits.hard_memory:
+                actions.extend(self._exceed(seat, Excess("hard_memory", figure, limits.hard_memory)))
+            elif limits.max_memory is not None and figure > limits.max_memory:
+                seat.readings_above += 1
+                # One that has done nothing yet would have a successor as large: that helps nobody.
+                if seat.readings_above >= 2 and seat.begun:
+                    seat.due = seat.due or "max_memory"
+            else:
+                seat.readings_above = 0
+        actions.extend(self._relieve())
+        actions.extend(self._heal())
+        return actions
+
+    # changes
+
+    def reset(self, plan: Plan, size: int | None = None) -> tuple[Change, Actions]:
+        """Replace every worker by one of this plan, and their number by `size`, where it is given."""
+        change = self._join_change()
+        self.plan = plan
+        if size is not None:
+            change.new_size, change.sized = size, True
+        self._forget_failures()
+        change.slots = set() if plan.debug else set(range(change.new_size))
+        self.target = max(self.target, change.new_size)
+        actions: list[Action] = []
+        for seat in list(self.seats):
+            if seat.plan is not plan and (plan.debug or seat.plan.debug):
+                actions.extend(self._clear_for_debug(seat))
+        actions.extend(self._relieve())
+        actions.extend(self._heal())
+        actions.extend(self._after_change())
+        return change, actions
+
+    def resize(self, size: int) -> tuple[Change, Actions]:
+        """Have this many workers."""
+        change = self._join_change()
+        change.new_size, change.sized = size, True
+        self._window_ends = math.inf
+        actions: list[Action] = []
+        if change.plan is self.plan:
+            missing = range(change.size, size)
+            self.size = self.target = size
+        else:
+            missing = range(size)
+            self.target = max(self.target, size)
+        there = {seat.slot for seat in self.seats if seat.announced and seat.plan is self.plan and not seat.vacant}
+        change.slots = set() if self.plan.debug else set(missing) - there
+        for slot in change.slots:
+            self._retry_at.pop(slot, None)
+        self._dismiss(actions, "resize")
+        actions.extend(self._heal())
+        actions.extend(self._watch_queue())
+        actions.extend(self._after_change())
+        return change, actions
 
     # the end of the pool
 
     def close(self) -> Actions:
         """Take no more jobs, finish those there are, then stop the workers."""
+        actions: list[Action] = []
         if self.phase is Phase.OPEN:
             self.phase = Phase.CLOSING
-        return self._after_departure()
+            self._drop_change(actions)
+        actions.extend(self._after_departure())
+        return actions
 
     def abort(self) -> Actions:
         """Kill everything. Waiting jobs are over now, running ones when their worker is gone."""
@@ -533,11 +499,12 @@ class Roster:
             return NOTHING
         self.phase = Phase.ABORTED
         actions: list[Action] = []
+        self._drop_change(actions)
         for job in self._waiting:
             self._over(job, End.CLOSED)
             actions.append(Wake(job))
         self._waiting.clear()
-        for seat in self.seats:
+        for seat in list(self.seats):
             actions.extend(self.kill(seat, "closing"))
         if not self.seats:
             actions.append(Drained())
@@ -559,25 +526,44 @@ class Roster:
 
     def _waits_impatiently(self, bound: int) -> bool:
         """Whether so many jobs wait that `max_queue` counts."""
-        return len(self._waiting) >= bound and sum(not job.patient for job in self._waiting) >= bound
+        if self.plan.debug and len(self.seats) < self.target:
+            return False  # there is a place for a process
+        waiting = self._waiting
+        return len(waiting) >= bound and sum(not job.patient and job.reserved is None for job in waiting) >= bound
+
+    def _take_away(self, seat: Seat) -> None:
+        """Take a seat out of the free ones, if it is one."""
+        self._free.pop(seat, None)
+        if len(self._free) < self._lowest_free:
+            self._lowest_free = len(self._free)
 
     def _give(self, job: Job, seat: Seat) -> Actions:
-        """Give a job to a seat that has just been taken out of the free ones."""
+        """Give a job to a seat that is not among the free ones."""
         job.seat = seat
         job.state = ASSIGNED
-        job.started = self._clock()
+        now = job.started = self._clock()
         seat.changed = self._wall()
         if job.lease:
             seat.lease = job
             return NOTHING
         seat.jobs.append(job)
         seat.begun += 1
-        if seat.spent:
-            seat.vacant = True  # its last permitted job: the successor starts now, ahead of the worker's end
-            return self._heal()
-        if len(seat.jobs) < seat.capacity:
+        if not seat.spent and len(seat.jobs) < seat.capacity:
             self._free[seat] = None
-        return NOTHING
+        watch = self._remind(now + seat.exec_ttl)
+        if seat.limit and not seat.vacant and self._is_nearly_spent(seat, now):
+            seat.vacant = True  # the successor starts now, ahead of the worker's end
+            return [*watch, *self._heal()]
+        return watch
+
+    def _is_nearly_spent(self, seat: Seat, now: float) -> bool:
+        """Whether what is left of `max_executions` lasts for no longer than a boot, at the pace of late."""
+        if seat.begun > 1:
+            took = now - seat.begun_at
+            seat.pace = took if seat.pace == math.inf else 0.8 * seat.pace + 0.2 * took
+        seat.begun_at = now
+        left = seat.limit - seat.begun
+        return left <= 0 or left * seat.pace <= self._boot_took
 
     def _serve(self) -> Actions:
         """Give waiting jobs to free seats, both in their order."""
@@ -590,7 +576,7 @@ class Roster:
             if seat is None:
                 break
             del self._waiting[job]
-            del self._free[seat]
+            self._take_away(seat)
             job.waited += self._clock() - job.queued
             actions.extend(self._give(job, seat))
             actions.append(Begin(job))
@@ -601,8 +587,8 @@ class Roster:
         seat.changed = self._wall()
         if seat.state is not SERVING:
             return self._after_departure()
-        if seat.leaving or (seat.spent and seat.lease is None):
-            if seat.jobs:
+        if seat.leaving or seat.spent or seat.plan.debug:
+            if seat.jobs or (seat.lease is not None and not seat.at_once):
                 return NOTHING
             actions: list[Action] = []
             self._stop(seat, actions)
@@ -612,6 +598,10 @@ class Roster:
             return NOTHING
         if seat not in self._free:
             self._free[seat] = None
+        if seat.idle_ttl < math.inf and not seat.jobs:
+            seat.free_since = self._clock()
+            if watch := self._remind(seat.free_since + seat.idle_ttl):
+                return [*watch, *self._serve(), *self._after_departure()]
         if self._waiting:
             return self._serve()
         if self.phase is Phase.OPEN:
@@ -626,9 +616,11 @@ class Roster:
             return self.kill(seat, "its lease ended under a job")
         if job.bound:  # else nobody ever had it
             self._has_served(seat)
+        if seat.plan.debug:
+            return self.retire(seat, "debug")
         if seat.spent:
             return self.retire(seat, "max_executions")
-        return self._make_room(seat)
+        return [*self._make_room(seat), *self._relieve(), *self._heal()]
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
@@ -643,22 +635,31 @@ class Roster:
                 job.state = WAITING
                 job.seat = None
                 job.queued = self._clock()
+                job.handed_in = job.handed_in or job.started
                 self._waiting[job] = None
                 self._waiting.move_to_end(job, last=False)
             actions.append(Wake(job))
         if jobs:
+            actions.extend(self._watch_queue())
             actions.extend(self._serve())
             actions.extend(self._heal())  # a closing pool starts workers only for jobs that wait
 
+    def _end_with(self, seat: Seat, job: Job) -> End:
+        """How a job ends whose worker is gone."""
+        if self.phase is Phase.ABORTED:
+            return End.CLOSED
+        return End.TIMED_OUT if isinstance(seat.fault, Excess) and seat.fault.job is job else End.CRASHED
+
     def _has_served(self, seat: Seat) -> None:
         seat.served += 1
+        self.served += 1
         if self._failures or self.failed_in_a_row:
             self._failures.pop(seat.slot, None)
             self.failed_in_a_row = 0
 
     def _take_out(self, seat: Seat, actions: list[Action]) -> None:
         """Give it nothing more. Who stands by takes over; else its slot is held until it is known what it died of."""
-        self._free.pop(seat, None)
+        self._take_away(seat)
         seat.state = STOPPING
         seat.changed = self._wall()
         lease = seat.lease
@@ -667,9 +668,31 @@ class Roster:
             self._hand_on([lease], actions, End.CRASHED)
         actions.extend(self._promote(seat.slot))
 
+    def _leave(self, seat: Seat, reason: str, actions: list[Action]) -> None:
+        """Let a ready seat go when its jobs are done, and its lease is over; it gets no others."""
+        seat.leaving = seat.leaving or reason
+        seat.vacant = True
+        self._take_away(seat)
+        if not seat.jobs and (seat.lease is None or seat.at_once):
+            self._stop(seat, actions)
+
+    def _exceed(self, seat: Seat, excess: Excess) -> Actions:
+        """Kill a worker that has had more than a limit allows."""
+        if seat.state in (STOPPING, GONE):
+            return NOTHING
+        seat.fault = excess
+        seat.reason = excess.limit
+        actions: list[Action] = []
+        self._take_out(seat, actions)
+        actions.append(Emit(WorkerEvent.ERROR, seat, excess))
+        self._destruct(seat, actions)
+        actions.append(Kill(seat))
+        actions.extend(self._after_departure())
+        return actions
+
     def _stop(self, seat: Seat, actions: list[Action]) -> None:
         seat.planned = True
-        seat.reason = seat.leaving or "max_executions"
+        seat.reason = seat.leaving or ("debug" if seat.plan.debug else "max_executions")
         self._take_out(seat, actions)
         self._destruct(seat, actions)
         actions.append(Retire(seat))
@@ -686,23 +709,54 @@ class Roster:
             for seat in self.seats:
                 if seat.slot == slot and seat.state is STANDBY:
                     seat.state = SERVING
-                    actions.extend(self._make_room(seat))
+                    actions.extend(self._begin_to_serve(seat))
                     break
+        return actions
+
+    def _begin_to_serve(self, seat: Seat) -> Actions:
+        """Give a seat its first job, or let it be free."""
+        job, seat.reserved = seat.reserved, None
+        if not seat.plan.debug:
+            return self._make_room(seat)
+        actions: list[Action] = []
+        if job is None or job.state is not WAITING:
+            self._leave(seat, "debug", actions)
+            return actions
+        job.reserved = None
+        del self._waiting[job]
+        job.waited += self._clock() - job.queued
+        actions.extend(self._give(job, seat))
+        actions.append(Begin(job))
         return actions
 
     def _account_for_end(self, seat: Seat, early: bool, actions: list[Action]) -> None:
         """Tell of a worker's end, and find out what its slot has to wait for."""
         if early:
             self.exits["boot failed" if not seat.planned else seat.reason] += 1
-            if not seat.planned:
-                self.failed_starts += 1
+            job, seat.reserved = seat.reserved, None
+            if job is not None:
+                job.reserved = None
+            if seat.planned:
+                return
+            self.failed_starts += 1
+            actions.append(Emit(WorkerEvent.ERROR, seat))
+            change = self.change
+            if job is not None:
+                self._waiting.pop(job, None)
+                job.seat = seat
+                self._over(job, End.NOT_BOOTED)
+                actions.append(Wake(job))
+            elif change is not None and seat.plan is self.plan and seat.slot in change.slots:
+                self._take_change_back(seat, change, actions)
+            elif seat.plan is self.plan:
                 self.failed_in_a_row += 1
                 self._back_off(seat)
-                actions.append(Emit(WorkerEvent.ERROR, seat))
             return
         if not seat.planned:
             seat.reason = seat.reason or "crashed"
-            if not seat.served and not seat.worked:
+            if seat.plan.debug or seat.plan is not self.plan:
+                pass  # what comes next is another matter
+            elif not seat.served and not seat.worked:
                 self._back_off(seat)
             else:
                 self._failures.pop(seat.slot, None)
@@ -715,10 +769,12 @@ class Roster:
     def _back_off(self, seat: Seat) -> None:
         """Make the slot's next start wait: longer after each death that helped nobody."""
         now = self._clock()
-        restart = self._restart
+        restart = self.plan.restart
         if seat.ready_at is not None and now - seat.ready_at >= restart.stable_after:
             self._failures.pop(seat.slot, None)
             self.failed_in_a_row = 0
+        if seat.slot >= self.target:
+            return
         failures = self._failures[seat.slot] = self._failures.get(seat.slot, 0) + 1
         if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
             return  # its successor is there already; what that one dies of is another matter
@@ -729,26 +785,38 @@ class Roster:
         self._retry_at[seat.slot] = now + delay * (1 + restart.jitter * self._rng.uniform(-1, 1))
 
     def _must_give_up(self) -> bool:
-        limit = self._restart.give_up_after
+        limit = self.plan.restart.give_up_after
         return limit is not None and self.failed_in_a_row >= limit
 
     def _held(self) -> set[int]:
-        return {seat.slot for seat in self.seats if not seat.vacant}
+        """The slots that need no other worker. When the pool closes, who can serve on does."""
+        closing = self.phase is not Phase.OPEN
+        return {
+            seat.slot
+            for seat in self.seats
+            if not seat.vacant or (closing and seat.state is SERVING and not seat.leaving and not seat.spent)
+        }
+
+    def _room(self) -> int:
+        """How many seats there may be more; those above the target are on their way out, and don't count."""
+        return 2 * self.target - sum(seat.slot < self.target for seat in self.seats)
 
     def _may_spawn(self) -> bool:
         """Whether there is use for another worker, and a place."""
         wanted = self.phase is Phase.OPEN or (self.phase is Phase.CLOSING and bool(self._waiting))
-        return wanted and len(self.seats) < 2 * self.target
+        return wanted and not self.plan.debug and self._room() > 0
 
     def _heal(self) -> Actions:
         """Spawn what is missing: derived from the seats there are."""
+        if self.plan.debug:
+            return self._heal_for_jobs()
         if not self._may_spawn():
             return NOTHING
         held = self._held()
-        if len(held) >= self.target:
+        if held.issuperset(range(self.target)):
             return NOTHING
         now = self._clock()
-        room = 2 * self.target - len(self.seats)
+        room = self._room()
         actions: list[Action] = []
         for slot in range(self.target):
             if room <= 0:
@@ -756,12 +824,266 @@ class Roster:
             if slot in held or self._retry_at.get(slot, now) > now:
                 continue
             self._retry_at.pop(slot, None)
-            seat = Seat(slot, self._capacity, self._limit, self._wall())
-            self.seats.append(seat)
-            self.starts[slot] += 1
+            actions.append(Spawn(self._add_seat(slot, self._draw_limit())))
             room -= 1
-            actions.append(Spawn(seat))
         return actions
+
+    def _heal_for_jobs(self) -> Actions:
+        """Spawn a seat for each job that waits (`debug`), as far as there are places."""
+        if self.phase > Phase.CLOSING:
+            return NOTHING
+        actions: list[Action] = []
+        for job in self._waiting:
+            if len(self.seats) >= self.target:
+                break
+            if job.reserved is None:
+                taken = {seat.slot for seat in self.seats}
+                seat = self._add_seat(next(slot for slot in range(self.target) if slot not in taken), 1)
+                seat.reserved, job.reserved = job, seat
+                actions.append(Spawn(seat))
+        return actions
+
+    def _add_seat(self, slot: int, limit: int) -> Seat:
+        seat = Seat(slot, self._capacity, limit, self.plan, self._clock(), self._wall())
+        self.seats.append(seat)
+        self.starts[slot] += 1
+        return seat
+
+    def _draw_limit(self) -> int:
+        """Draw how many jobs a worker is permitted: never more than `max_executions`, and by chance a few less."""
+        limit, jitter = self.plan.max_executions, self.plan.limits.jitter
+        return math.ceil(limit * (1 - jitter * self._rng.random())) if limit > 1 and jitter else limit
+
+    # replacement by plan
+
+    def _note_what_is_due(self, now: float) -> None:
+        """See whose time has come. Who is idle in a pool that has grown is let go (`_shrink`) rather than replaced."""
+        grown = self.target > self.size
+        for seat in self.seats:
+            if seat.state is not SERVING and seat.state is not STANDBY:
+                continue
+            if seat.expires_at <= now:
+                seat.due = seat.due or "ttl"
+            elif not grown and self._is_idle(seat) and seat.free_since + seat.idle_ttl <= now:
+                seat.due = seat.due or "idle_ttl"
+
+    def _is_idle(self, seat: Seat) -> bool:
+        """Whether a worker has been at work, and is without a job."""
+        return seat.begun > 0 and not seat.jobs and seat in self._free
+
+    def _why_due(self, seat: Seat) -> str:
+        return seat.due or (RESET if seat.plan is not self.plan else "")
+
+    def _relieve(self) -> Actions:
+        """Ask for successors of those whose time has come, and let those go whose successor is ready."""
+        if self.phase is not Phase.OPEN or self.plan.debug:
+            return NOTHING
+        actions: list[Action] = []
+        under_way = 0
+        for seat in list(self.seats):
+            serves_on = seat.state is SERVING and not seat.leaving and seat.vacant
+            if serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
+                self._leave(seat, why, actions)
+            if seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving)):
+                under_way += 1
+        places = max(1, self.target // RELIEVED_AT_A_TIME) - under_way
+        change = self.change
+        to_come = change.new_size if change is not None and change.sized else self.target
+        for seat in self.seats:
+            if places <= 0:
+                break
+            if seat.state is not SERVING or seat.vacant or seat.lease is not None or not self._why_due(seat):
+                continue
+            if seat.slot >= to_come:
+                continue  # it goes anyway
+            if seat.due == "idle_ttl" and seat.jobs:
+                seat.due = ""  # it is of use again
+                continue
+            seat.relief = seat.vacant = True
+            places -= 1
+        return actions
+
+    def _has_successor(self, seat: Seat) -> bool:
+        return any(other.slot == seat.slot and other.state is STANDBY for other in self.seats)
+
+    # growth
+
+    def _ceiling(self) -> int:
+        return max(self.size, self.plan.max_workers or 0)
+
+    def _watch_queue(self) -> Actions:
+        """Jobs wait: see in time whether the pool should grow."""
+        if self._grow_at < math.inf or not self._waiting or not self.may_grow:
+            return NOTHING
+        now = self._clock()
+        self._seen = now, self.served
+        self._hungry_since = math.inf
+        self._grow_at = now + self.plan.grow_after
+        return self._remind(self._grow_at)
+
+    def _grow(self, now: float) -> None:
+        """Have a worker more, if a job has waited for too long and one more can be of help."""
+        if now < self._grow_at:
+            return
+        self._grow_at = math.inf
+        if not self.may_grow or not self._waiting or self.phase is not Phase.OPEN:
+            return
+        head = next(iter(self._waiting))
+        due = head.queued - head.waited + self.plan.grow_after
+        if now < due:
+            self._hungry_since = math.inf
+            self._grow_at = due
+            return
+        self._grow_at = now + self.plan.grow_after
+        self._hungry_since = min(self._hungry_since, now)
+        (then, served), self._seen = self._seen, (now, self.served)
+        rate = (self.served - served) / (now - then) if now > then else 0.0
+        # Jobs that will be done before a worker has booted need none; unless it turns out that they are not.
+        helps = len(self._waiting) > rate * self._boot_took or now - self._hungry_since >= self._boot_took
+        coming = sum(seat.state is STARTING for seat in self.seats)
+        if helps and not self._retry_at and coming < len(self._waiting):
+            self.target += 1
+            self._lowest_free = 0
+            self._window_ends = now + self._window()
+
+    def _window(self) -> float:
+        return SHRINK_WINDOW if self.plan.limits.idle_ttl is None else self.plan.limits.idle_ttl
+
+    def _shrink(self, now: float) -> Actions:
+        """Let as many of the workers go that were added as have been free all the time."""
+        if now < self._window_ends:
+            return NOTHING
+        actions: list[Action] = []
+        if self.phase is Phase.OPEN and self.change is None:
+            self.target -= max(0, min(self._lowest_free, self.target - self.size))
+            self._dismiss(actions, "shrink")
+        self._lowest_free = len(self._free)
+        self._window_ends = now + self._window() if self.target > self.size else math.inf
+        return actions
+
+    def _dismiss(self, actions: list[Action], reason: str) -> None:
+        """Let those go that are above the target."""
+        for seat in list(self.seats):
+            if seat.slot >= self.target and not seat.leaving and not seat.plan.debug:
+                if seat.state is STARTING:
+                    actions.extend(self.kill(seat, reason))
+                elif seat.state is STANDBY or seat.state is SERVING:
+                    self._leave(seat, reason, actions)
+        for slot in [slot for slot in self._retry_at if slot >= self.target]:
+            del self._retry_at[slot]
+        self._alarm = self._next_alarm()
+
+    # changes
+
+    def _join_change(self) -> Change:
+        """Return the change that is under way, or begin one."""
+        if self.change is None:
+            self.change = Change(
+                plan=self.plan, size=self.size, target=self.target, new_size=self.size, sized=False, slots=set()
+            )
+        return self.change
+
+    def _after_change(self) -> Actions:
+        """See whether a change is done."""
+        change = self.change
+        if change is None or change.slots:
+            return NOTHING
+        actions: list[Action] = []
+        if change.sized and (self.size, self.target) != (change.new_size, change.new_size):
+            self.size = self.target = change.new_size
+            self._window_ends = math.inf
+            self._dismiss(actions, "resize")
+        if not any(seat.plan is not self.plan or seat.slot >= self.target for seat in self.seats):
+            self.change = None
+            actions.append(Settled(change))
+        return actions
+
+    def _take_change_back(self, failed: Seat, change: Change, actions: list[Action]) -> None:
+        """Go back to what was before, for a boot that was asked for has failed."""
+        self.change = None
+        change.failed = failed
+        bad, self.plan = self.plan, change.plan
+        self.size, self.target = change.size, change.target
+        if bad is not self.plan:
+            self._forget_failures()
+            for seat in list(self.seats):
+                if seat.plan is bad and seat.announced and bad.source is self.plan.source:
+                    seat.plan = self.plan  # it is as good as those it was to replace
+                elif seat.plan is bad and seat.state in (STARTING, STANDBY):
+                    actions.extend(self.kill(seat, RESET) if seat.state is STARTING else self._stop_standby(seat))
+                    seat.vacant = True
+            for seat in list(self.seats):
+                if seat.plan is self.plan and seat.state is SERVING and not seat.due and not seat.spent:
+                    self._keep(seat, actions)
+        self._dismiss(actions, "resize")
+        actions.append(Settled(change))
+
+    def _stop_standby(self, seat: Seat) -> Actions:
+        actions: list[Action] = []
+        self._leave(seat, RESET, actions)
+        return actions
+
+    def _keep(self, seat: Seat, actions: list[Action]) -> None:
+        """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
+        if seat.relief or seat.leaving == RESET:
+            if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
+                return
+            seat.relief = seat.vacant = False
+            seat.leaving = ""
+            if len(seat.jobs) < seat.capacity and seat.lease is None:
+                actions.extend(self._make_room(seat))
+
+    def _drop_change(self, actions: list[Action]) -> None:
+        """The pool is closed: nobody will see the change through."""
+        change, self.change = self.change, None
+        if change is not None:
+            change.closed = True
+            actions.append(Settled(change))
+
+    def _clear_for_debug(self, seat: Seat) -> Actions:
+        """A change to or from `debug`: a seat of the other kind has no successor, and goes when its jobs are done."""
+        if seat.state is STARTING:
+            job, seat.reserved = seat.reserved, None
+            if job is not None:
+                job.reserved = None
+            seat.vacant = True
+            return self.kill(seat, RESET)
+        actions: list[Action] = []
+        if seat.state in (STANDBY, SERVING) and not seat.leaving:
+            self._leave(seat, RESET, actions)
+        return actions
+
+    def _forget_failures(self) -> None:
+        self._retry_at.clear()
+        self._failures.clear()
+        self.failed_in_a_row = 0
+
+    # the clock
+
+    def _remind(self, at: float) -> Actions:
+        """Have the clock looked at no later than at that time."""
+        if at >= self._alarm:
+            return NOTHING
+        self._alarm = at
+        return WATCH
+
+    def _next_alarm(self) -> float:
+        """When something of what there is now will have had its time."""
+        alarm = min(self._grow_at, self._window_ends)
+        if self.phase is Phase.ABORTED:
+            return math.inf
+        grown = self.target > self.size
+        for seat in self.seats:
+            if seat.state is SERVING:
+                if seat.exec_ttl < math.inf:
+                    alarm = min(alarm, *(job.started + seat.exec_ttl for job in seat.jobs), math.inf)
+                if not seat.due and not grown and self._is_idle(seat):
+                    alarm = min(alarm, seat.free_since + seat.idle_ttl)
+            if not seat.due and (seat.state is SERVING or seat.state is STANDBY):
+                alarm = min(alarm, seat.expires_at)
+        return alarm
+
+    # the end
 
     def _after_departure(self) -> Actions:
         """See whether a closing pool is done with its jobs, an ending one with its workers, now that one has left."""

@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+import attrs
 import trio
 
+from ._codec import Codec
 from ._config import Argument, Config, available_cores, check_argv, check_env
 from ._conversation import Failed, Refused, Replied, StopAsked
 from ._errors import SpawnError, how_it_ended
@@ -22,7 +24,8 @@ from ._factories import Spawner
 from ._goridge import OLD_CONTROL, FrameError
 from ._process import Launch
 from ._relay import Line, LineEnded
-from ._roster import GONE, STARTING, Actions, Job, Roster, Seat
+from ._roster import Roster
+from ._seats import GONE, STARTING, Actions, Job, Seat
 
 GRACE: Final = 0.5
 """Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors
@@ -36,21 +39,23 @@ T = TypeVar("T")
 _log = logging.getLogger("trio_workers.supervision")
 
 
+@attrs.define(eq=False)
+class Source:
+    """Where workers come from: what a roster's `Plan` stands for. `spawner` is there once the factory is open."""
+
+    config: Config
+    codec: Codec
+    spawner: Spawner | None = None
+
+
 class Supervision:
     """Lives the workers' lives for a pool."""
 
     def __init__(
-        self,
-        config: Config,
-        roster: Roster,
-        carry_out: Callable[[Actions], None],
-        spawner: Spawner,
-        failure: Callable[[Failed], Exception],
+        self, roster: Roster, carry_out: Callable[[Actions], None], failure: Callable[[Failed], Exception]
     ) -> None:
-        self._config = config
         self._roster = roster
         self._carry_out = carry_out
-        self._spawner = spawner
         self._failure = failure
         # Booting is mostly CPU time: more side by side than this only makes each one late.
         self._places = trio.Semaphore(2 * available_cores())
@@ -106,9 +111,9 @@ class Supervision:
         launch: Launch | None = None
         error: Exception | None = None
         try:
-            launch = self._describe_launch(seat.slot)
+            launch = _describe_launch(_config(seat), seat.slot)
             with worker.boot_scope:  # a kill reaches a spawn that has not begun
-                worker.process = await self._spawner.spawn(launch)
+                worker.process = await _spawner(seat).spawn(launch)
         except Exception as caught:
             error = caught
         finally:
@@ -136,28 +141,6 @@ class Supervision:
             with trio.move_on_after(GRACE):
                 await line.relay.wait_for_rest()
 
-    def _describe_launch(self, slot: int) -> Launch:
-        config = self._config
-        argv = config.command
-        if callable(argv):
-            argv = call_user(argv, slot)
-        added = config.env
-        if callable(added):
-            added = call_user(added, slot)
-        env = {**os.environ, **check_env(added or {})}
-        env["TRIO_WORKERS_SLOT"] = str(slot)
-        env["TRIO_WORKERS_PROTOCOL"] = config.protocol
-        return Launch(
-            argv=check_argv(argv),
-            env=env,
-            cwd=config.cwd,
-            slot=slot,
-            label=f"{config.name}[{slot}]",
-            protocol=config.protocol,
-            max_frame_size=config.max_frame_size,
-            boot_timeout=config.boot_timeout,
-        )
-
     @trio.lowlevel.enable_ki_protection
     async def _boot(self, seat: Seat, launch: Launch) -> None:
         """Connect and shake hands, within `boot_timeout` of the process's start."""
@@ -166,8 +149,8 @@ class Supervision:
         assert process is not None
         error: Exception | None = None
         try:
-            with trio.move_on_after(self._config.boot_timeout) as scope:
-                line = await self._spawner.connect(process, launch)
+            with trio.move_on_after(_config(seat).boot_timeout) as scope:
+                line = await _spawner(seat).connect(process, launch)
                 if seat.state is GONE:
                     line.relay.close()  # the process ended in the same moment, and `_end` did not see this line
                     return
@@ -177,7 +160,7 @@ class Supervision:
                 if line.peer == os.getpid() != process.pid:
                     raise FrameError("the handshake came back as it was sent: the program echoes what it reads", b"")
             if scope.cancelled_caught:
-                error = TimeoutError(f"no handshake came within boot_timeout ({self._config.boot_timeout:g} s)")
+                error = TimeoutError(f"no handshake came within boot_timeout ({_config(seat).boot_timeout:g} s)")
         except Exception as caught:  # also whatever a factory of the user's own may raise
             error = caught
         finally:
@@ -192,7 +175,7 @@ class Supervision:
         assert worker.line is not None
         if worker.line.peer != process.pid:
             _log.info("%s %d: the worker says that its pid is %d (a wrapper's child?)", launch.label, process.pid,
-                      worker.line.peer, extra=self._extra(seat))  # fmt: skip
+                      worker.line.peer, extra=extra(seat))  # fmt: skip
         self._carry_out(self._roster.ready(seat))
 
     async def _wait_for_end(self, seat: Seat) -> None:
@@ -205,9 +188,10 @@ class Supervision:
         if process.peek() is not None:
             return  # in the same moment
         self._carry_out(self._roster.about_to_kill(seat))
-        if seat.planned and self._config.destroy_timeout:
-            _log.warning("%s[%d] %d: did not stop within destroy_timeout (%g s) and was killed", self._config.name,
-                         seat.slot, process.pid, self._config.destroy_timeout, extra=self._extra(seat))  # fmt: skip
+        config = _config(seat)
+        if seat.planned and config.destroy_timeout:
+            _log.warning("%s[%d] %d: did not stop within destroy_timeout (%g s) and was killed", config.name,
+                         seat.slot, process.pid, config.destroy_timeout, extra=extra(seat))  # fmt: skip
         worker.kill_now()
         await process.wait_exit()
 
@@ -236,7 +220,7 @@ class Supervision:
         if line is not None:
             line.close()
         process.reap()
-        _log.debug("%s %d: %s", launch.label, process.pid, how_it_ended(ending.returncode), extra=self._extra(seat))
+        _log.debug("%s %d: %s", launch.label, process.pid, how_it_ended(ending.returncode), extra=extra(seat))
 
     def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
         """Find out what a dead worker did of the job it had, from what it left on the relay."""
@@ -251,15 +235,12 @@ class Supervision:
             elif job.proof is False:
                 unstarted.append(job)
 
-    def _extra(self, seat: Seat) -> dict[str, object]:
-        return {"pool": self._config.name, "slot": seat.slot, "pid": seat.worker.pid, "reason": seat.reason}
-
     def _spawn_error(self, seat: Seat, launch: Launch | None, error: Exception | None, ending: Ending) -> SpawnError:
         """Say why a worker never became ready: what was started, how far it came, what it said."""
         worker = seat.worker
         line = worker.line
         process = worker.process
-        config = self._config
+        config = _config(seat)
         if process is None:
             phase = "spawn"
             if error is None:
@@ -285,7 +266,7 @@ class Supervision:
         if said:
             parts.append(f"first bytes on its stdout, where the handshake belongs: {said}")
         if not seat.planned and launch is not None:
-            advice = self._spawner.advice(error) if process is not None else None
+            advice = _spawner(seat).advice(error) if process is not None else None
             parts.append(advice or _advice(error, process is not None, bool(said), config.protocol))
         spawn_error = SpawnError("; ".join(parts), pid=worker.pid, slot=seat.slot, returncode=ending.returncode,
                                  stderr=ending.stderr, phase=phase, started=False)  # fmt: skip
@@ -304,6 +285,44 @@ class Supervision:
         )  # fmt: skip
         spawn_error.__cause__ = cause
         return spawn_error
+
+
+def _describe_launch(config: Config, slot: int) -> Launch:
+    argv = config.command
+    if callable(argv):
+        argv = call_user(argv, slot)
+    added = config.env
+    if callable(added):
+        added = call_user(added, slot)
+    env = {**os.environ, **check_env(added or {})}
+    env["TRIO_WORKERS_SLOT"] = str(slot)
+    env["TRIO_WORKERS_PROTOCOL"] = config.protocol
+    return Launch(
+        argv=check_argv(argv),
+        env=env,
+        cwd=config.cwd,
+        slot=slot,
+        label=f"{config.name}[{slot}]",
+        protocol=config.protocol,
+        max_frame_size=config.max_frame_size,
+        boot_timeout=config.boot_timeout,
+    )
+
+
+def _config(seat: Seat) -> Config:
+    source: Source = seat.plan.source
+    return source.config
+
+
+def _spawner(seat: Seat) -> Spawner:
+    source: Source = seat.plan.source
+    assert source.spawner is not None
+    return source.spawner
+
+
+def extra(seat: Seat) -> dict[str, object]:
+    """What every log record about a worker carries."""
+    return {"pool": _config(seat).name, "slot": seat.slot, "pid": seat.worker.pid, "reason": seat.reason}
 
 
 @trio.lowlevel.disable_ki_protection

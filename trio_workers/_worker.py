@@ -1,11 +1,13 @@
 """A worker: one process with its line and its state, as users see it."""
 
 import copy
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
 
+from . import _platform
 from ._errors import WorkerError
 from ._model import Payload, State, WorkerState
 from ._process import WorkerProcess
@@ -148,6 +150,21 @@ class Worker:
     def kill_after(self, seconds: float) -> None:
         """Let the worker's own task kill it, unless it is gone by then."""
         self.leash.deadline = min(self.leash.deadline, trio.current_time() + seconds)
+
+    def resident_memory(self) -> int | None:
+        """Read how many bytes of memory it has resident: its process, and with a wrapper the one that does the work."""
+        if self.process is None:
+            return None
+        pid = self.process.pid
+        memory = _platform.HERE.resident_memory(pid)
+        peer = None if self.line is None else self.line.peer
+        if memory is None or peer is None or peer == pid:
+            return memory
+        try:
+            belongs = os.getpgid(peer) == pid  # else it is a number of another machine's, or just made up
+        except OSError:
+            return memory
+        return memory + (_platform.HERE.resident_memory(peer) or 0) if belongs else memory
 
     def kill_now(self) -> None:
         """Kill its process group, or keep its process from being started."""

@@ -59,7 +59,7 @@ from tests.benchmarks.subjects import (
     Subject,
 )
 from trio_workers import Payload, Pool
-from trio_workers._roster import Begin
+from trio_workers._seats import Begin
 
 BODY: Final = b"0123456789"
 HUNG: Final = 30.0
