@@ -65,7 +65,7 @@ STANDARD_LIBRARY_ONLY: Final = (
     "child._functions",
     "child._start",
 )
-OPTIONAL: Final = {"_functions": {"cloudpickle"}, "child._functions": {"cloudpickle"}}
+OPTIONAL: Final = {"_functions": {"cloudpickle"}, "child._functions": {"cloudpickle"}, "_platform": {"psutil"}}
 """What a module imports where a user asked for it, behind an extra."""
 
 SANS_IO: Final = {
@@ -334,9 +334,12 @@ def test_sans_io(module: str) -> None:
 
 def test_roster_knows_neither_trio_nor_clock() -> None:
     """The pool's decisions have no trio, no clock and no process in them."""
-    ours, others = imports_of("_roster")
-    assert others <= {"collections", "enum", "random", "typing"}
+    ours, others = imports_of("_seats")
+    assert others <= {"attrs", "collections", "enum", "math", "typing"}
     assert ours <= {"_model"}
+    ours, others = imports_of("_roster")
+    assert others <= {"collections", "math", "random", "typing"}
+    assert ours <= {"_model", "_seats"}
 
 
 def test_dependencies() -> None:

@@ -1,15 +1,13 @@
 """The roster's rules, one by one; `test_roster_machine.py` drives them in every order."""
 
 import math
-import random
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
-from trio_workers._config import Limits, Restart
+from tests.roster_office import Office, begun, kinds, slots
+from trio_workers._config import Restart
 from trio_workers._model import WorkerEvent
-from trio_workers._roster import Roster
 from trio_workers._seats import (
     ASSIGNED,
     DONE,
@@ -21,18 +19,14 @@ from trio_workers._seats import (
     STOPPING,
     WAITING,
     WRITTEN,
-    Actions,
     Begin,
     Drained,
-    Emit,
     End,
     GiveUp,
     Job,
     Kill,
     Phase,
-    Plan,
     Retire,
-    Seat,
     Spawn,
     Wake,
 )
@@ -40,99 +34,6 @@ from trio_workers._seats import (
 CREATED, DESTRUCT, ERROR = WorkerEvent.CREATED, WorkerEvent.DESTRUCT, WorkerEvent.ERROR
 
 GARBAGE: Final = ValueError("garbage")
-
-
-class Office:
-    """A roster with a clock one can set."""
-
-    def __init__(self, target: int = 1, *, ready: bool = True, restart: Restart | None = None, **options: Any) -> None:
-        self.now = 0.0
-        how = {name: options.pop(name) for name in ("capacity", "latest_first") if name in options}
-        options.setdefault("limits", Limits(jitter=0.0))
-        self.roster = Roster(
-            target,
-            Plan(restart=restart or Restart(jitter=0.0), **options),
-            clock=lambda: self.now,
-            wall=lambda: 1_700_000_000 + self.now,
-            rng=random.Random(1),
-            **how,
-        )
-        self.roster.open()
-        if ready:
-            self.ready()
-
-    @property
-    def seats(self) -> list[Seat]:
-        return self.roster.seats
-
-    @property
-    def phase(self) -> Phase:
-        return self.roster.phase
-
-    @property
-    def seat(self) -> Seat:
-        """The only seat."""
-        (seat,) = self.seats
-        return seat
-
-    def ready(self) -> Actions:
-        """Whoever comes up is ready."""
-        return [action for seat in list(self.seats) if seat.state is STARTING for action in self.roster.ready(seat)]
-
-    def submit(self, label: str = "", *, lease: bool = False, patient: bool = False, write: bool = True) -> Job:
-        """Hand a job in; where there is room, write it (a lease: enter it)."""
-        job = Job((b"",), label, lease=lease)
-        job.patient = patient
-        self.roster.submit(job)
-        if write:
-            self.write(job)
-        return job
-
-    def submit_many(self, count: int) -> list[Job]:
-        return [self.submit(str(number)) for number in range(count)]
-
-    def write(self, *jobs: Job) -> None:
-        for job in jobs:
-            if job.state is ASSIGNED and job.lease:
-                job.bound = True
-            elif job.state is ASSIGNED:
-                self.roster.written(job)
-
-    def submit_inside(self, lease: Job) -> Job:
-        job = Job((b"",))
-        assert lease.seat is not None
-        self.roster.submit_to(lease.seat, job)
-        self.write(job)
-        return job
-
-    def reply(self, job: Job, dirt: BaseException | None = None) -> Actions:
-        assert job.seat is not None
-        return self.roster.replied(job.seat, job, dirt)
-
-    def ask_for_stop(self, job: Job, dirt: BaseException | None = None) -> Actions:
-        assert job.seat is not None
-        return self.roster.stop_requested(job.seat, job, dirt)
-
-    def spawn_after(self, delay: float) -> None:
-        """See that a slot comes back after this delay, and not before."""
-        assert self.roster.next_deadline() == pytest.approx(self.now + delay)
-        assert not self.roster.tick()
-        self.now = self.roster.next_deadline()
-        assert [type(action) for action in self.roster.tick()] == [Spawn]
-        assert self.roster.next_deadline() == math.inf
-
-
-def kinds(actions: Actions) -> list[Any]:
-    """Tell actions by their type, and events by what they are."""
-    return [action.event if isinstance(action, Emit) else type(action) for action in actions]
-
-
-def begun(actions: Actions) -> list[Job]:
-    return [action.job for action in actions if isinstance(action, Begin)]
-
-
-def slots(seats: Sequence[Seat]) -> list[int]:
-    return [seat.slot for seat in seats]
 
 
 # jobs and seats

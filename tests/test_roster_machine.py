@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from tests.support import under_ci
-from trio_workers._config import Restart
+from trio_workers._config import Limits, Restart
 from trio_workers._model import WorkerEvent
 from trio_workers._roster import Roster
 from trio_workers._seats import (
@@ -191,7 +191,7 @@ class RosterMachine(RuleBasedStateMachine):
         )
         self.roster = Roster(
             size,
-            Plan(restart=restart, max_executions=limit, max_queue=max_queue),
+            Plan(restart=restart, limits=Limits(jitter=0.0), max_executions=limit, max_queue=max_queue),
             clock=lambda: self.now,
             wall=lambda: self.now,
             capacity=capacity,

@@ -356,7 +356,7 @@ class Portable(Platform):
     def check_memory(self) -> None:
         """See that psutil is there."""
         try:
-            import psutil  # noqa: F401
+            self.resident_memory(os.getpid())
         except ImportError:
             raise RuntimeError(
                 "Limits.max_memory and Limits.hard_memory need psutil on this system: "

@@ -598,7 +598,7 @@ class Roster:
             return NOTHING
         if seat not in self._free:
             self._free[seat] = None
-        if seat.idle_ttl < math.inf and not seat.jobs:
+        if seat.idle_ttl < math.inf and seat.begun and not seat.jobs:
             seat.free_since = self._clock()
             if watch := self._remind(seat.free_since + seat.idle_ttl):
                 return [*watch, *self._serve(), *self._after_departure()]

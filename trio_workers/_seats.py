@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
-from ._config import Limits, Restart
 from ._model import WorkerEvent
 
 if TYPE_CHECKING:
+    from ._config import Limits, Restart
     from ._worker import Worker
 
 
@@ -191,8 +191,8 @@ class Plan:
     `source` is the pool's own affair: the command, the factory, the wire.
     """
 
-    restart: Restart
-    limits: Limits = attrs.field(factory=Limits)
+    restart: "Restart"
+    limits: "Limits"
     max_executions: int = 0
     max_queue: int | None = None
     max_workers: int | None = None
