@@ -165,6 +165,8 @@ class Supervision:
             error = caught
         finally:
             self._places.release()
+        if seat.state is GONE:
+            return  # the process ended in the same moment, and what that means has been told
         if error is not None:
             seat.fault = error
             if isinstance(error, LineEnded | Refused):
