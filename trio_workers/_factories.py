@@ -16,7 +16,7 @@ import trio
 
 from . import _platform
 from ._conversation import Conversation
-from ._process import Launch, WorkerProcess, spawn_process
+from ._process import Launch, OsProcess, WorkerProcess, spawn_process
 from ._relay import FdRelay, Line
 
 SPAWNS_AT_A_TIME: Final = 8
@@ -89,11 +89,35 @@ class PipeFactory(Factory):
         return _PipeSpawner(self.transport)
 
 
-class _PipeSpawner(Spawner):
-    def __init__(self, transport: str) -> None:
-        self._transport = transport
+class DescriptorSpawner(Spawner):
+    """A spawner whose workers are born with their relay's other end; ours is kept from the spawn to `connect`."""
+
+    def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(SPAWNS_AT_A_TIME)
         self._relays: dict[WorkerProcess, FdRelay] = {}
+
+    def _keep(self, process: OsProcess, relay: FdRelay) -> WorkerProcess:
+        """Keep the relay of a process that has just been spawned; close it with the process, if nobody takes it."""
+        self._relays[process] = relay
+        process.at_reap(functools.partial(self._discard, process))
+        return process
+
+    def _take(self, process: WorkerProcess) -> FdRelay:
+        return self._relays.pop(process)
+
+    def _discard(self, process: WorkerProcess) -> None:
+        if relay := self._relays.pop(process, None):
+            relay.close()
+
+    def close(self) -> None:
+        for process in list(self._relays):
+            self._discard(process)
+
+
+class _PipeSpawner(DescriptorSpawner):
+    def __init__(self, transport: str) -> None:
+        super().__init__()
+        self._transport = transport
 
     @trio.lowlevel.enable_ki_protection
     async def spawn(self, launch: Launch) -> WorkerProcess:
@@ -120,19 +144,9 @@ class _PipeSpawner(Spawner):
                 with_relay(launch, "pipes"), stdin=stdin, stdout=stdout, limiter=self._limiter
             )
             ours.pop_all()
-        self._relays[process] = relay
-        process.at_reap(functools.partial(self._discard, process))
-        return process
+        return self._keep(process, relay)
 
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
         await trio.lowlevel.checkpoint()
-        return Line(self._relays.pop(process), Conversation(launch.protocol, launch.max_frame_size))
-
-    def _discard(self, process: WorkerProcess) -> None:
-        if relay := self._relays.pop(process, None):
-            relay.close()
-
-    def close(self) -> None:
-        for process in list(self._relays):
-            self._discard(process)
+        return Line(self._take(process), Conversation(launch.protocol, launch.max_frame_size))

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import os
 import pickle
 import socket
@@ -15,7 +14,7 @@ import trio
 
 from ._call_line import CallConversation, CallLine
 from ._calls import in_short
-from ._factories import SPAWNS_AT_A_TIME, Factory, Spawner
+from ._factories import DescriptorSpawner, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
 from ._relay import FdRelay, Line
 
@@ -117,11 +116,10 @@ class PythonFactory(Factory):
         )
 
 
-class _PythonSpawner(Spawner):
+class _PythonSpawner(DescriptorSpawner):
     def __init__(self, factory: PythonFactory) -> None:
+        super().__init__()
         self._factory = factory
-        self._limiter = trio.CapacityLimiter(SPAWNS_AT_A_TIME)
-        self._relays: dict[WorkerProcess, FdRelay] = {}
 
     @trio.lowlevel.enable_ki_protection
     async def spawn(self, launch: Launch) -> WorkerProcess:
@@ -144,9 +142,7 @@ class _PythonSpawner(Spawner):
                 stdin=null, stdout=None, limiter=self._limiter, inherited=(child_fd,),
             )  # fmt: skip
             ours.pop_all()
-        self._relays[process] = relay
-        process.at_reap(functools.partial(self._discard, process))
-        return process
+        return self._keep(process, relay)
 
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
@@ -156,7 +152,7 @@ class _PythonSpawner(Spawner):
         except Exception as error:
             text = f"sys.path or sys.argv can't be sent to a worker: {in_short(error)}"
             raise RuntimeError(text) from error
-        return CallLine(self._relays.pop(process), CallConversation(hello, launch.max_frame_size))
+        return CallLine(self._take(process), CallConversation(hello, launch.max_frame_size))
 
     def advice(self, error: Exception | None) -> str | None:
         if isinstance(error, RuntimeError):
@@ -166,14 +162,6 @@ class _PythonSpawner(Spawner):
         if self._factory.initializer_name:
             return f"that was while it ran its initializer {self._factory.initializer_name}, or before"
         return "what it wrote to stderr, if anything, says why"
-
-    def _discard(self, process: WorkerProcess) -> None:
-        if relay := self._relays.pop(process, None):
-            relay.close()
-
-    def close(self) -> None:
-        for process in list(self._relays):
-            self._discard(process)
 
 
 def _absolute(entry: str) -> str:
