@@ -173,6 +173,7 @@ class RosterMachine(RuleBasedStateMachine):
         self.live: list[Job] = []
         self.queue: list[Job] = []
         self.failures: Counter[int] = Counter()
+        self.failed_at: dict[int, float] = {}
         self.in_a_row = 0
         self.gave_up = False
         self.drained = False
@@ -361,6 +362,8 @@ class RosterMachine(RuleBasedStateMachine):
             assert self.queue[0].lease and all(seat.jobs for seat in room), "it waits though there is room"
         # What is missing comes, or there is a reason.
         deadline = roster.next_deadline()
+        if not self.is_open:  # who is to be replaced by plan, but can serve on, does
+            held += [s.slot for s in seats if s.vacant and s.state is SERVING and not s.leaving and not s.spent]
         missing = [slot for slot in range(roster.target) if slot not in held]
         wanted = self.is_open or (roster.phase is Phase.CLOSING and self.queue)
         if wanted and len(seats) < 2 * roster.target:
@@ -468,7 +471,13 @@ class RosterMachine(RuleBasedStateMachine):
 
     def has_served(self, seat: Seat) -> None:
         self.books[seat].served += 1
-        self.failures.pop(seat.slot, None)
+        self.has_helped(seat)
+
+    def has_helped(self, seat: Seat) -> None:
+        """The slot's failures are forgotten, unless they are those of this seat's successors."""
+        ready_at = self.books[seat].ready_at
+        if ready_at is not None and ready_at >= self.failed_at.get(seat.slot, 0.0):
+            self.failures.pop(seat.slot, None)
         self.in_a_row = 0
 
     def has_failed(self, seat: Seat) -> None:
@@ -478,6 +487,7 @@ class RosterMachine(RuleBasedStateMachine):
             self.failures.pop(seat.slot, None)
             self.in_a_row = 0
         self.failures[seat.slot] += 1
+        self.failed_at[seat.slot] = self.now
         if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
             return
         delay = min(INITIAL * FACTOR ** (self.failures[seat.slot] - 1), MAXIMUM)
@@ -764,8 +774,7 @@ class RosterMachine(RuleBasedStateMachine):
                 self.has_failed(seat)
         elif not planned:
             if book.served or book.worked:
-                self.failures.pop(seat.slot, None)
-                self.in_a_row = 0
+                self.has_helped(seat)
             else:
                 self.has_failed(seat)
         give_up = not aborted and self.give_up_after is not None and self.in_a_row >= self.give_up_after

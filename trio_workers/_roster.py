@@ -112,6 +112,7 @@ class Roster:
         self._free: OrderedDict[Seat, None] = OrderedDict()
         self._waiting: OrderedDict[Job, None] = OrderedDict()
         self._failures: dict[int, int] = {}
+        self._failed_at: dict[int, float] = {}
         self._retry_at: dict[int, float] = {}
         self._boot_took = 0.0
         self._alarm = math.inf
@@ -411,11 +412,12 @@ class Roster:
                     if job.started + seat.exec_ttl <= now:
                         actions.extend(self._exceed(seat, Excess("exec_ttl", now - job.started, seat.exec_ttl, job)))
                         break
-        self._note_what_is_due(now)
         actions.extend(self._shrink(now))
+        self._note_what_is_due(now)
         self._grow(now)
         actions.extend(self._relieve())
         actions.extend(self._heal())
+        self._watch_queue()
         self._alarm = self._next_alarm()
         return actions
 
@@ -450,13 +452,12 @@ class Roster:
             change.new_size, change.sized = size, True
         self._forget_failures()
         change.slots = set() if plan.debug else set(range(change.new_size))
-        self.target = max(self.target, change.new_size)
+        self.target = change.new_size if plan.debug else max(self.target, change.new_size)
         actions: list[Action] = []
-        for seat in list(self.seats):
-            if seat.plan is not plan and (plan.debug or seat.plan.debug):
-                actions.extend(self._clear_for_debug(seat))
+        self._clear_for_debug(actions)
         actions.extend(self._relieve())
         actions.extend(self._heal())
+        actions.extend(self._watch_queue())
         actions.extend(self._after_change())
         return change, actions
 
@@ -469,10 +470,15 @@ class Roster:
         if change.plan is self.plan:
             missing = range(change.size, size)
             self.size = self.target = size
+            change.sized = False  # that is done
         else:
             missing = range(size)
             self.target = max(self.target, size)
-        there = {seat.slot for seat in self.seats if seat.announced and seat.plan is self.plan and not seat.vacant}
+        there = {
+            seat.slot
+            for seat in self.seats
+            if seat.state in (SERVING, STANDBY) and seat.plan is self.plan and not seat.vacant
+        }
         change.slots = set() if self.plan.debug else set(missing) - there
         for slot in change.slots:
             self._retry_at.pop(slot, None)
@@ -551,7 +557,7 @@ class Roster:
         if not seat.spent and len(seat.jobs) < seat.capacity:
             self._free[seat] = None
         watch = self._remind(now + seat.exec_ttl)
-        if seat.limit and not seat.vacant and self._is_nearly_spent(seat, now):
+        if seat.limit and self._is_nearly_spent(seat, now) and (seat.spent or not seat.vacant):
             seat.vacant = True  # the successor starts now, ahead of the worker's end
             return [*watch, *self._heal()]
         return watch
@@ -654,8 +660,7 @@ class Roster:
         seat.served += 1
         self.served += 1
         if self._failures or self.failed_in_a_row:
-            self._failures.pop(seat.slot, None)
-            self.failed_in_a_row = 0
+            self._has_helped(seat)
 
     def _take_out(self, seat: Seat, actions: list[Action]) -> None:
         """Give it nothing more. Who stands by takes over; else its slot is held until it is known what it died of."""
@@ -759,12 +764,17 @@ class Roster:
             elif not seat.served and not seat.worked:
                 self._back_off(seat)
             else:
-                self._failures.pop(seat.slot, None)
-                self.failed_in_a_row = 0
+                self._has_helped(seat)
             if not seat.destructed:
                 actions.append(Emit(WorkerEvent.ERROR, seat))
         self.exits[seat.reason] += 1
         self._destruct(seat, actions)
+
+    def _has_helped(self, seat: Seat) -> None:
+        """Forget the failures of a slot: unless they are its successors', who fail while it serves on."""
+        if seat.ready_at is not None and seat.ready_at >= self._failed_at.get(seat.slot, 0.0):
+            self._failures.pop(seat.slot, None)
+        self.failed_in_a_row = 0
 
     def _back_off(self, seat: Seat) -> None:
         """Make the slot's next start wait: longer after each death that helped nobody."""
@@ -775,6 +785,7 @@ class Roster:
             self.failed_in_a_row = 0
         if seat.slot >= self.target:
             return
+        self._failed_at[seat.slot] = now
         failures = self._failures[seat.slot] = self._failures.get(seat.slot, 0) + 1
         if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
             return  # its successor is there already; what that one dies of is another matter
@@ -989,10 +1000,12 @@ class Roster:
         if change is None or change.slots:
             return NOTHING
         actions: list[Action] = []
-        if change.sized and (self.size, self.target) != (change.new_size, change.new_size):
+        if change.sized:
+            change.sized = False
             self.size = self.target = change.new_size
             self._window_ends = math.inf
             self._dismiss(actions, "resize")
+            actions.extend(self._watch_queue())
         if not any(seat.plan is not self.plan or seat.slot >= self.target for seat in self.seats):
             self.change = None
             actions.append(Settled(change))
@@ -1004,9 +1017,16 @@ class Roster:
         change.failed = failed
         bad, self.plan = self.plan, change.plan
         self.size, self.target = change.size, change.target
+        if self.target > self.size:
+            self._lowest_free = 0
+            self._window_ends = self._clock() + self._window()
+            actions.extend(self._remind(self._window_ends))
         if bad is not self.plan:
             self._forget_failures()
+            self._clear_for_debug(actions)
             for seat in list(self.seats):
+                if seat.plan.debug or self.plan.debug:
+                    continue
                 if seat.plan is bad and seat.announced and bad.source is self.plan.source:
                     seat.plan = self.plan  # it is as good as those it was to replace
                 elif seat.plan is bad and seat.state in (STARTING, STANDBY):
@@ -1016,6 +1036,7 @@ class Roster:
                 if seat.plan is self.plan and seat.state is SERVING and not seat.due and not seat.spent:
                     self._keep(seat, actions)
         self._dismiss(actions, "resize")
+        actions.extend(self._watch_queue())
         actions.append(Settled(change))
 
     def _stop_standby(self, seat: Seat) -> Actions:
@@ -1030,7 +1051,7 @@ class Roster:
                 return
             seat.relief = seat.vacant = False
             seat.leaving = ""
-            if len(seat.jobs) < seat.capacity and seat.lease is None:
+            if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
                 actions.extend(self._make_room(seat))
 
     def _drop_change(self, actions: list[Action]) -> None:
@@ -1040,22 +1061,24 @@ class Roster:
             change.closed = True
             actions.append(Settled(change))
 
-    def _clear_for_debug(self, seat: Seat) -> Actions:
-        """A change to or from `debug`: a seat of the other kind has no successor, and goes when its jobs are done."""
-        if seat.state is STARTING:
-            job, seat.reserved = seat.reserved, None
-            if job is not None:
-                job.reserved = None
-            seat.vacant = True
-            return self.kill(seat, RESET)
-        actions: list[Action] = []
-        if seat.state in (STANDBY, SERVING) and not seat.leaving:
-            self._leave(seat, RESET, actions)
-        return actions
+    def _clear_for_debug(self, actions: list[Action]) -> None:
+        """A change to or from `debug`: seats of another plan have no successors, and go when their jobs are done."""
+        for seat in list(self.seats):
+            if seat.plan is self.plan or not (seat.plan.debug or self.plan.debug):
+                continue
+            if seat.state is STARTING:
+                job, seat.reserved = seat.reserved, None
+                if job is not None:
+                    job.reserved = None
+                seat.vacant = True
+                actions.extend(self.kill(seat, RESET))
+            elif seat.state in (STANDBY, SERVING) and not seat.leaving:
+                self._leave(seat, RESET, actions)
 
     def _forget_failures(self) -> None:
         self._retry_at.clear()
         self._failures.clear()
+        self._failed_at.clear()
         self.failed_in_a_row = 0
 
     # the clock
