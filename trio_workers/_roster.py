@@ -363,12 +363,15 @@ class Roster:
         """
         done, fresh = set(answered), set(unstarted)
         early = not seat.announced
+        stood_by = seat.state is STANDBY
         seat.state = GONE
         seat.ending = ending
         seat.changed = self._wall()
         self.seats.remove(seat)
         self._take_away(seat)
         actions: list[Action] = []
+        if stood_by:
+            self._serve_on(seat.slot, actions)
         going_on: list[Job] = []
         for job in list(seat.jobs):
             if job in done:
@@ -665,13 +668,18 @@ class Roster:
     def _take_out(self, seat: Seat, actions: list[Action]) -> None:
         """Give it nothing more. Who stands by takes over; else its slot is held until it is known what it died of."""
         self._take_away(seat)
+        stood_by = seat.state is STANDBY
         seat.state = STOPPING
         seat.changed = self._wall()
+        if stood_by:
+            self._serve_on(seat.slot, actions)
         lease = seat.lease
         if lease is not None and not lease.bound:
             seat.lease = None  # nobody has entered it yet
             self._hand_on([lease], actions, End.CRASHED)
         actions.extend(self._promote(seat.slot))
+        if seat.vacant and self.phase is Phase.CLOSING:
+            actions.extend(self._heal())  # it was counted on
 
     def _leave(self, seat: Seat, reason: str, actions: list[Action]) -> None:
         """Let a ready seat go when its jobs are done, and its lease is over; it gets no others."""
@@ -680,6 +688,18 @@ class Roster:
         self._take_away(seat)
         if not seat.jobs and (seat.lease is None or seat.at_once):
             self._stop(seat, actions)
+
+    def _serve_on(self, slot: int, actions: list[Action]) -> None:
+        """Let a worker that was about to go, by plan, serve on: its successor, who stood by, is no more."""
+        for seat in self.seats:
+            if seat.slot == slot < self.target and seat.leaving and not seat.at_once and seat.state is SERVING:
+                seat.leaving = ""
+                self._offer_room(seat, actions)
+
+    def _offer_room(self, seat: Seat, actions: list[Action]) -> None:
+        """Let a seat take jobs again, if it has room."""
+        if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
+            actions.extend(self._make_room(seat))
 
     def _exceed(self, seat: Seat, excess: Excess) -> Actions:
         """Kill a worker that has had more than a limit allows."""
@@ -1025,24 +1045,21 @@ class Roster:
             self._forget_failures()
             self._clear_for_debug(actions)
             for seat in list(self.seats):
-                if seat.plan.debug or self.plan.debug:
+                if seat.plan is self.plan or seat.plan.debug or self.plan.debug:
                     continue
-                if seat.plan is bad and seat.announced and bad.source is self.plan.source:
+                if seat.announced and seat.plan.source is self.plan.source:
                     seat.plan = self.plan  # it is as good as those it was to replace
-                elif seat.plan is bad and seat.state in (STARTING, STANDBY):
-                    actions.extend(self.kill(seat, RESET) if seat.state is STARTING else self._stop_standby(seat))
+                elif seat.state is STARTING:
                     seat.vacant = True
+                    actions.extend(self.kill(seat, RESET))
+                elif seat.state is STANDBY:
+                    self._leave(seat, RESET, actions)
             for seat in list(self.seats):
                 if seat.plan is self.plan and seat.state is SERVING and not seat.due and not seat.spent:
                     self._keep(seat, actions)
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
-
-    def _stop_standby(self, seat: Seat) -> Actions:
-        actions: list[Action] = []
-        self._leave(seat, RESET, actions)
-        return actions
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
@@ -1051,8 +1068,7 @@ class Roster:
                 return
             seat.relief = seat.vacant = False
             seat.leaving = ""
-            if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
-                actions.extend(self._make_room(seat))
+            self._offer_room(seat, actions)
 
     def _drop_change(self, actions: list[Action]) -> None:
         """The pool is closed: nobody will see the change through."""
