@@ -408,13 +408,15 @@ class Roster:
     def tick(self) -> Actions:
         """Look at the clock: a job, a worker, a delay may have had its time."""
         now = self._clock()
-        actions: list[Action] = []
-        for seat in list(self.seats):
+        exceeding: dict[Seat, Excess] = {}
+        for seat in self.seats:
             if seat.exec_ttl < math.inf and seat.state is SERVING:
-                for job in list(seat.jobs):
+                for job in seat.jobs:
                     if job.started + seat.exec_ttl <= now:
-                        actions.extend(self._exceed(seat, Excess("exec_ttl", now - job.started, seat.exec_ttl, job)))
+                        exceeding[seat] = Excess("exec_ttl", now - job.started, seat.exec_ttl, job)
                         break
+        actions: list[Action] = []
+        self._exceed(exceeding, actions)
         actions.extend(self._shrink(now))
         self._note_what_is_due(now)
         self._grow(now)
@@ -426,14 +428,14 @@ class Roster:
 
     def measured(self, memory: Mapping[Seat, int]) -> Actions:
         """Take note of the workers' memory, in bytes: once a second, while `Limits` set a bound to it."""
-        actions: list[Action] = []
+        exceeding: dict[Seat, Excess] = {}
         for seat, figure in memory.items():
             if seat.state is not SERVING and seat.state is not STANDBY:
                 continue
             seat.memory = figure
             limits = seat.plan.limits
             if limits.hard_memory is not None and figure > limits.hard_memory:
-                actions.extend(self._exceed(seat, Excess("hard_memory", figure, limits.hard_memory)))
+                exceeding[seat] = Excess("hard_memory", figure, limits.hard_memory)
             elif limits.max_memory is not None and figure > limits.max_memory:
                 seat.readings_above += 1
                 # One that has done nothing yet would have a successor as large: that helps nobody.
@@ -441,6 +443,8 @@ class Roster:
                     seat.due = seat.due or "max_memory"
             else:
                 seat.readings_above = 0
+        actions: list[Action] = []
+        self._exceed(exceeding, actions)
         actions.extend(self._relieve())
         actions.extend(self._heal())
         return actions
@@ -701,19 +705,18 @@ class Roster:
         if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
             actions.extend(self._make_room(seat))
 
-    def _exceed(self, seat: Seat, excess: Excess) -> Actions:
-        """Kill a worker that has had more than a limit allows."""
-        if seat.state in (STOPPING, GONE):
-            return NOTHING
-        seat.fault = excess
-        seat.reason = excess.limit
-        actions: list[Action] = []
-        self._take_out(seat, actions)
-        actions.append(Emit(WorkerEvent.ERROR, seat, excess))
-        self._destruct(seat, actions)
-        actions.append(Kill(seat))
-        actions.extend(self._after_departure())
-        return actions
+    def _exceed(self, exceeding: Mapping[Seat, Excess], actions: list[Action]) -> None:
+        """Kill workers that have had more than a limit allows. None of them gets a job meanwhile."""
+        for seat in exceeding:
+            self._take_away(seat)
+        for seat in sorted(exceeding, key=lambda seat: seat.state is SERVING):  # who stands by must not be promoted
+            seat.fault = exceeding[seat]
+            seat.reason = exceeding[seat].limit
+            self._take_out(seat, actions)
+            actions.append(Emit(WorkerEvent.ERROR, seat, seat.fault))
+            self._destruct(seat, actions)
+            actions.append(Kill(seat))
+            actions.extend(self._after_departure())
 
     def _stop(self, seat: Seat, actions: list[Action]) -> None:
         seat.planned = True
@@ -903,7 +906,7 @@ class Roster:
         return seat.begun > 0 and not seat.jobs and seat in self._free
 
     def _why_due(self, seat: Seat) -> str:
-        return seat.due or (RESET if seat.plan is not self.plan else "")
+        return seat.due or (RESET if seat.plan is not self.plan or seat.relief else "")
 
     def _relieve(self) -> Actions:
         """Ask for successors of those whose time has come, and let those go whose successor is ready."""
@@ -929,6 +932,7 @@ class Roster:
                 continue  # it goes anyway
             if seat.due == "idle_ttl" and seat.jobs:
                 seat.due = ""  # it is of use again
+                actions.extend(self._remind(seat.expires_at))
                 continue
             seat.relief = seat.vacant = True
             places -= 1
@@ -1049,9 +1053,10 @@ class Roster:
                     continue
                 if seat.announced and seat.plan.source is self.plan.source:
                     seat.plan = self.plan  # it is as good as those it was to replace
-                elif seat.state is STARTING:
+                elif seat.state is STARTING or seat.state is STOPPING:
                     seat.vacant = True
-                    actions.extend(self.kill(seat, RESET))
+                    if seat.state is STARTING:
+                        actions.extend(self.kill(seat, RESET))
                 elif seat.state is STANDBY:
                     self._leave(seat, RESET, actions)
             for seat in list(self.seats):
