@@ -43,6 +43,7 @@ from ._roster import Roster
 from ._seats import (
     ASSIGNED,
     GONE,
+    NEVER,
     SERVING,
     STOPPING,
     WAITING,
@@ -458,13 +459,14 @@ class PoolCore:
     def _tell_of_job(self, job: Job, outcome: str) -> None:
         """Tell the job observer how a job went."""
         seat = job.seat
+        now = trio.current_time()
         record = JobRecord(
             label=job.label,
             slot=None if seat is None else seat.slot,
             pid=None if seat is None else seat.worker.pid,
-            queued=job.handed_in or job.started or trio.current_time(),
-            started=None if seat is None or not job.started else job.started,
-            ended=trio.current_time(),
+            queued=next(at for at in (job.handed_in, job.started, now) if at != NEVER),
+            started=None if job.started == NEVER else job.started,
+            ended=now,
             outcome=outcome,
         )
         assert self._job_observer is not None

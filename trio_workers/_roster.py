@@ -38,6 +38,7 @@ from ._seats import (
     ASSIGNED,
     DONE,
     GONE,
+    NEVER,
     NOTHING,
     SERVING,
     STANDBY,
@@ -490,6 +491,7 @@ class Roster:
         for slot in change.slots:
             self._retry_at.pop(slot, None)
         self._dismiss(actions, "resize")
+        actions.extend(self._relieve())
         actions.extend(self._heal())
         actions.extend(self._watch_queue())
         actions.extend(self._after_change())
@@ -648,7 +650,9 @@ class Roster:
                 job.state = WAITING
                 job.seat = None
                 job.queued = self._clock()
-                job.handed_in = job.handed_in or job.started
+                if job.handed_in == NEVER:
+                    job.handed_in = job.started
+                job.started = NEVER
                 self._waiting[job] = None
                 self._waiting.move_to_end(job, last=False)
             actions.append(Wake(job))
@@ -696,7 +700,9 @@ class Roster:
     def _serve_on(self, slot: int, actions: list[Action]) -> None:
         """Let a worker that was about to go, by plan, serve on: its successor, who stood by, is no more."""
         for seat in self.seats:
-            if seat.slot == slot < self.target and seat.leaving and not seat.at_once and seat.state is SERVING:
+            if seat.slot != slot or seat.state is not SERVING or not seat.leaving or seat.at_once:
+                continue
+            if slot < self.target and not seat.plan.debug and not self.plan.debug:
                 seat.leaving = ""
                 self._offer_room(seat, actions)
 
@@ -976,7 +982,7 @@ class Roster:
         # Jobs that will be done before a worker has booted need none; unless it turns out that they are not.
         helps = len(self._waiting) > rate * self._boot_took or now - self._hungry_since >= self._boot_took
         coming = sum(seat.state is STARTING for seat in self.seats)
-        if helps and not self._retry_at and coming < len(self._waiting):
+        if helps and not self._failures and coming < len(self._waiting):
             self.target += 1
             self._lowest_free = 0
             self._window_ends = now + self._window()
@@ -1029,6 +1035,7 @@ class Roster:
             self.size = self.target = change.new_size
             self._window_ends = math.inf
             self._dismiss(actions, "resize")
+            actions.extend(self._heal())
             actions.extend(self._watch_queue())
         if not any(seat.plan is not self.plan or seat.slot >= self.target for seat in self.seats):
             self.change = None

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ._worker import Worker
 
 
+NEVER: Final = -math.inf
+
+
 class JobState(enum.Enum):
     """Where a job is."""
 
@@ -62,14 +65,14 @@ class Job:
     hand_ons: int = 0
     queued: float = 0.0
     waited: float = 0.0
-    started: float = 0.0
+    started: float = NEVER
     streaming: bool = False
     proof: bool | None = False
     phase: str = "idle"
     bell: Any = None
     left: Any = None
     rung: bool = False
-    handed_in: float = 0.0
+    handed_in: float = NEVER
     reserved: "Seat | None" = None
     unhurried: bool = False
     payload: Any = None
