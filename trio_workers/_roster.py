@@ -423,6 +423,7 @@ class Roster:
         self._grow(now)
         actions.extend(self._relieve())
         actions.extend(self._heal())
+        actions.extend(self._after_change())
         self._watch_queue()
         self._alarm = self._next_alarm()
         return actions
