@@ -703,7 +703,7 @@ class Roster:
         for seat in self.seats:
             if seat.slot != slot or seat.state is not SERVING or not seat.leaving or seat.at_once:
                 continue
-            if slot < self.target and not seat.plan.debug and not self.plan.debug:
+            if slot < self.target and not seat.plan.debug and not self.plan.debug and seat.fault is None:
                 seat.leaving = ""
                 self._offer_room(seat, actions)
 
@@ -714,13 +714,12 @@ class Roster:
 
     def _exceed(self, exceeding: Mapping[Seat, Excess], actions: list[Action]) -> None:
         """Kill workers that have had more than a limit allows. None of them gets a job meanwhile."""
-        for seat in exceeding:
+        for seat, excess in exceeding.items():
             self._take_away(seat)
+            seat.fault, seat.reason = excess, excess.limit
         for seat in sorted(exceeding, key=lambda seat: seat.state is SERVING):  # who stands by must not be promoted
-            seat.fault = exceeding[seat]
-            seat.reason = exceeding[seat].limit
             self._take_out(seat, actions)
-            actions.append(Emit(WorkerEvent.ERROR, seat, seat.fault))
+            actions.append(Emit(WorkerEvent.ERROR, seat, exceeding[seat]))
             self._destruct(seat, actions)
             actions.append(Kill(seat))
             actions.extend(self._after_departure())
