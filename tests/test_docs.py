@@ -1,21 +1,28 @@
 """What the docs say of the code is true: test ids, names, layout, examples, bytes."""
 
 import ast
+import logging
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import pytest
+import trio
+import trio.testing
 
 import trio_workers
 import trio_workers.child
 import trio_workers.testing
-from tests.test_endings import EXPECTED
-from trio_workers import _exchange
+from tests.test_endings import EXPECTED, LEAP, PLACES, ROWS, leap, until
+from tests.test_python_docs import matches
+from trio_workers import Config, JobTimeout, Limits, Payload, Restart, SpawnError, WorkerError, _exchange, open_pool
 from trio_workers import _goridge as goridge
+from trio_workers._core import READ_MEMORY_EVERY
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -62,10 +69,8 @@ def test_each_cell_of_the_table_has_its_test() -> None:
 
 
 def in_order(table: dict[tuple[str, str], object]) -> list[tuple[str, str]]:
-    rows = ["cancel", "crash", "stop-request", "close", "error", "give-up"]
-    places = ["waiting", "written", "running", "answered", "streaming", "leased"]
-    assert set(table) == {(row, place) for row in rows for place in places}
-    return [(row, place) for row in rows for place in places]
+    assert set(table) == {(row, place) for row in ROWS for place in PLACES}
+    return [(row, place) for row in ROWS for place in PLACES]
 
 
 def test_each_promise_names_its_tests() -> None:
@@ -80,6 +85,149 @@ def test_each_story_names_its_tests() -> None:
     stories = re.split(r"^## ", read("docs/what-happens.md"), flags=re.MULTILINE)[1:]
     assert len(stories) >= 15
     assert [story.splitlines()[0] for story in stories if not TEST_ID.search(story)] == []
+
+
+STORY: Final = """
+import os, sys, time
+from trio_workers.child import serve
+
+held = []
+
+def handle(job):
+    what, _, argument = job.body.decode().partition(" ")
+    if what == "exit":
+        os._exit(3)
+    elif what == "wait":
+        while not os.path.exists(argument):
+            time.sleep(0.01)
+        return
+    elif what == "hang":
+        print("page 1 of 7", file=sys.stderr, flush=True)
+    held.append(b"x" * (int(argument or 0) << 20))
+    if what == "hang":
+        time.sleep(1000)
+
+serve(handle)
+"""
+"""The worker of the stories whose log the page shows."""
+
+BROKEN: Final = [sys.executable, "-c", "raise SystemExit('no such file: model.bin')"]
+
+
+def story_config(**fields: Any) -> Config:
+    fields = {"num_workers": 1, "env": {"PYTHONPATH": str(ROOT)}, "name": "jobs", **fields}
+    return Config(**{"command": [sys.executable, "-c", STORY], **fields})
+
+
+async def job_runs_too_long(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    config = story_config(limits=Limits(exec_ttl=LEAP))
+    async with open_pool(config) as pool, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            with pytest.raises(JobTimeout):
+                await pool.exec(Payload(b"hang"), label="report 7")
+
+        nursery.start_soon(run)
+        await until(lambda: "page 1" in log.text)
+        await leap(LEAP)
+        await pool.exec(Payload(b"ok"))
+
+
+async def worker_grows(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    config = story_config(limits=Limits(max_memory=48 << 20, hard_memory=128 << 20))
+    async with open_pool(config) as pool, trio.open_nursery() as nursery:
+        await pool.exec(Payload(b"grow 64"))
+        for _ in range(2):
+            await leap(READ_MEMORY_EVERY)
+        await until(lambda: pool.statistics().exits.get("max_memory"))
+
+        async def run() -> None:
+            with pytest.raises(WorkerError):
+                await pool.exec(Payload(b"hang 256"), label="report 7")
+
+        nursery.start_soon(run)  # until the next reading, a second later at most
+        await until(lambda: "page 1" in log.text)
+        await pool.exec(Payload(b"ok"))
+
+
+async def all_come_of_age(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    async with open_pool(story_config(num_workers=3, limits=Limits(ttl=LEAP, jitter=0))) as pool:
+        await leap(LEAP)
+        await until(lambda: pool.statistics().exits.get("ttl") == 3)
+
+
+async def release_is_rolled_out(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    config = story_config(num_workers=2)
+    async with open_pool(config) as pool:
+        await pool.reset(attrs.evolve(config, env={**(config.env or {}), "RELEASE": "2"}))  # type: ignore[dict-item]
+        with pytest.raises(SpawnError):
+            await pool.reset(attrs.evolve(config, command=BROKEN))
+
+
+async def load_goes_up_and_down(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    async with open_pool(story_config(max_workers=2, limits=Limits(idle_ttl=LEAP))) as pool:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(pool.exec, Payload(f"wait {go_on}".encode()))
+            await until(lambda: pool.statistics().busy == 2)
+            go_on.touch()
+        for _ in range(2):
+            await leap(LEAP)
+        assert pool.statistics().target == 1
+
+
+async def crash_loop(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", STORY]]
+    config = story_config(
+        command=lambda _: commands.pop() if commands else BROKEN, restart=Restart(give_up_after=3, initial=0.01)
+    )
+    with pytest.raises(trio_workers.RestartLimitExceeded):
+        async with open_pool(config) as pool:
+            with pytest.raises(WorkerError):
+                await pool.exec(Payload(b"exit"), label="report 7")
+            await trio.sleep_forever()
+
+
+async def debug_pool_does_not_start(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    async with open_pool(story_config(command=BROKEN, debug=True)) as pool:
+        with pytest.raises(SpawnError):
+            await pool.exec(Payload(b"ok"), label="report 7")
+
+
+STORIES: Final[dict[str, Callable[[pytest.LogCaptureFixture, Path], Awaitable[None]]]] = {
+    "too-long": job_runs_too_long,
+    "memory": worker_grows,
+    "age": all_come_of_age,
+    "reset": release_is_rolled_out,
+    "growth": load_goes_up_and_down,
+    "crash-loop": crash_loop,
+    "debug": debug_pool_does_not_start,
+}
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """A clock that goes as the real one does, and can be put forward."""
+    return trio.testing.MockClock(rate=1.0)
+
+
+@pytest.mark.faults
+@pytest.mark.limit(60 + 2 * LEAP)
+@pytest.mark.parametrize("name", STORIES)
+async def test_log_of_a_story(
+    name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, clock: trio.testing.MockClock
+) -> None:
+    """What the page shows of the log is what real workers leave there, but for pids and what stands as "..."."""
+    (shown,) = re.findall(rf"^<!-- log of {name} -->\n```text\n(.*?)^```$", read("docs/what-happens.md"), re.M | re.S)
+    with caplog.at_level(logging.DEBUG, "trio_workers"), trio.fail_after(50 + 2 * LEAP):
+        await STORIES[name](caplog, tmp_path)
+    said = [
+        f"{record.levelname} {record.getMessage()}"
+        for record in caplog.records
+        if record.name in ("trio_workers.pool", "trio_workers.worker")
+    ]
+    assert matches(shown, "\n".join(said)), "\n".join(said)
 
 
 def test_reference_is_complete() -> None:
@@ -116,7 +264,7 @@ def shown_default(default: Any) -> str:
     return f"`{default!r}`"
 
 
-@pytest.mark.parametrize("kind", [trio_workers.Config, trio_workers.Restart])
+@pytest.mark.parametrize("kind", [trio_workers.Config, trio_workers.Limits, trio_workers.Restart])
 def test_tables_of_the_configuration(kind: type) -> None:
     """Each field is there, in order, with its true default."""
     # A table begins after the paragraph that names its class.
@@ -132,12 +280,17 @@ def test_tables_of_the_statistics() -> None:
     page, heading = "docs/reference.md", "The pool's statistics"
     assert list(table(page, heading, "field")) == [field.name for field in attrs.fields(trio_workers.PoolStatistics)]
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trio_workers").glob("_*.py"))
-    outcomes = {"replied", "failed", "cancelled", *_exchange._OUTCOMES.values(), *_exchange._ENDS.values()}
+    outcomes = {"replied", "failed", "cancelled", "memory", *_exchange._OUTCOMES.values(), *_exchange._ENDS.values()}
     assert set(table(page, heading, "outcome")) == outcomes
-    reasons = set(re.findall(r'(?:retire|kill)\([\w.]+, "([^"]+)"\)', code))
-    reasons |= set(re.findall(r'\.reason = (?:seat\.\w+ or )?"([^"]+)"', code)) | set(
-        re.findall(r'exits\["([^"]+)"', code)
+    told = (
+        r'(?:retire|kill|_leave|_dismiss)\([\w.]+, "([^"]+)"',
+        r'\.reason = (?:seat\.\w+ or )?"([^"]+)"',
+        r'\.due = seat\.due or "([^"]+)"',
+        r'Excess\([\w, ]*"([^"]+)"',
+        r'^RESET: Final = "([^"]+)"',
+        r'exits\["([^"]+)"',
     )
+    reasons = {reason for pattern in told for reason in re.findall(pattern, code, re.MULTILINE)}
     assert set(table(page, heading, "reason")) == reasons
 
 
@@ -159,7 +312,14 @@ def test_code_compiles(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "minimum"), [("docs/tutorial.md", 10), ("docs/index.md", 2), ("docs/workers.md", 4), ("README.md", 0)]
+    ("page", "minimum"),
+    [
+        ("docs/tutorial.md", 10),
+        ("docs/index.md", 2),
+        ("docs/workers.md", 4),
+        ("docs/running-for-months.md", 5),
+        ("README.md", 0),
+    ],
 )
 def test_blocks_are_what_their_files_say(page: str, minimum: int) -> None:
     """A block below a comment that names a file is a run of whole lines of that file; nothing has drifted."""
@@ -169,6 +329,21 @@ def test_blocks_are_what_their_files_say(page: str, minimum: int) -> None:
     for name, block in found:
         text = (ROOT / page).parent.joinpath(name).read_text(encoding="utf-8")
         assert f"\n{block}" in f"\n{text}", f"{page} shows what is not in {name}"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    """Each line of the unit is understood, and the signals that it sends are those that its program hears."""
+    (unit,) = blocks("docs/running-for-months.md", "ini")
+    program = read("docs/examples/service.py")
+    assert "KillMode=mixed\n" in unit
+    assert "signal.SIGTERM" in program
+    assert "kill -HUP" in unit
+    assert "signal.SIGHUP" in program
+    path = tmp_path / "jobs.service"
+    path.write_text(unit.replace("/srv/jobs/.venv/bin/python", sys.executable), encoding="utf-8")
+    done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/index.md"])

@@ -169,6 +169,97 @@ def test_standard_library() -> None:
     assert errors == ""
 
 
+def shown(name: str) -> str:
+    """What the page on running it for months shows of a program's output."""
+    page = (ROOT / "docs" / "running-for-months.md").read_text(encoding="utf-8")
+    (output,) = [
+        block for block in re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if OUTPUTS[name] in block
+    ]
+    return output
+
+
+OUTPUTS: Final = {
+    "limits.py": "replaced for its memory",
+    "deploy.py": "lost or refused",
+    "growth.py": "twelve at once",
+    "job_log.py": "Each has its times",
+}
+
+
+def without_numbers(text: str) -> str:
+    """A text in which pids and counts don't count."""
+    return re.sub(r"\d+", "7", text).replace("7 jobs", "7 job")
+
+
+def test_limits() -> None:
+    """A worker that grew is replaced at no job's cost; one that hangs is killed."""
+    output, errors = run("limits.py")
+    assert without_numbers(output) == without_numbers(shown("limits.py"))
+    replaced = re.search(r"after (\d+) of (\d+) calls", output)
+    assert replaced is not None
+    assert 20 < int(replaced[1]) <= int(replaced[2])
+    assert "ran for longer than exec_ttl (2 s)" in errors
+
+
+def test_deploy() -> None:
+    """Under load a release takes over from another, and one that is broken does not."""
+    output, errors = run("deploy.py")
+    assert output == shown("deploy.py")
+    assert "before it was ready" in errors
+
+
+def test_growth() -> None:
+    """A pool grows while jobs wait, and shrinks when nobody needs its workers."""
+    output, errors = run("growth.py")
+    assert without_numbers(output) == without_numbers(shown("growth.py"))
+    assert re.findall(r"^workers: (\d)$", output, re.MULTILINE) == ["1", "3", "1"]
+    assert errors == ""
+
+
+def test_job_log() -> None:
+    """Each job is told of once, with its label, its outcome and its times."""
+    output, errors = run("job_log.py")
+    assert output == shown("job_log.py")
+    assert "exited with status 3" in errors
+
+
+def test_service(tmp_path: Path) -> None:
+    """SIGHUP rolls a release out, a broken one changes nothing, and SIGTERM ends the service in an orderly way."""
+    release = tmp_path / "release"
+    release.write_text("1\n", encoding="utf-8")
+    with start("service.py", str(release)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "answered by release 1\n"
+        release.write_text("2\n", encoding="utf-8")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == "answered by release 2\n"
+        assert process.stderr.readline() == "INFO service: release 2 is in place\n"
+        release.write_text("broken\n", encoding="utf-8")
+        process.send_signal(signal.SIGHUP)
+        line = process.stderr.readline()
+        while not line.startswith("ERROR"):
+            assert line.startswith(("WARNING trio_workers", "The last lines of", "no such model")), line
+            line = process.stderr.readline()
+        assert line.startswith("ERROR service: release broken does not start, the old one goes on: worker ")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+    assert process.returncode == 0
+    # While one is rolled out both may answer; afterwards the new one alone.
+    assert f"answered by release 2\n{output}".endswith("answered by release 2\nstopped; no worker is left\n")
+    assert session_members(process.pid) == []
+
+
+def test_service_that_can_not_open(tmp_path: Path) -> None:
+    """A service whose workers don't start ends with status 1, so that whoever watches it can see it."""
+    release = tmp_path / "release"
+    release.write_text("broken", encoding="utf-8")
+    with start("service.py", str(release)) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"^trio_workers.SpawnError: worker \d+ \(slot \d\) exited with status 1", errors, re.MULTILINE)
+
+
 def session_members(leader: int) -> list[int]:
     """The processes of a session, zombies left out; its workers are in groups of their own but in this session."""
     found: list[int] = []

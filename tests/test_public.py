@@ -39,6 +39,8 @@ LAYOUT: Final = (
     "_config",
     "_codec",
     "_functions",
+    "_backoff",
+    "_growth",
     "_seats",
     "_roster",
     "_exchange",
@@ -337,9 +339,13 @@ def test_roster_knows_neither_trio_nor_clock() -> None:
     ours, others = imports_of("_seats")
     assert others <= {"attrs", "collections", "enum", "math", "typing"}
     assert ours <= {"_model"}
+    for module in ("_backoff", "_growth"):
+        ours, others = imports_of(module)
+        assert others <= {"collections", "math", "random", "typing"}
+        assert not ours
     ours, others = imports_of("_roster")
     assert others <= {"collections", "math", "random", "typing"}
-    assert ours <= {"_model", "_seats"}
+    assert ours <= {"_backoff", "_growth", "_model", "_seats"}
 
 
 def test_dependencies() -> None:

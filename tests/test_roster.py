@@ -770,15 +770,22 @@ def test_jitter() -> None:
     office = Office(4, ready=False, restart=Restart(initial=1.0, jitter=0.5))
     for seat in list(office.seats):
         office.roster.exited(seat, 1)
-    delays = list(office.roster._retry_at.values())
-    assert len(set(delays)) == 4
-    assert all(0.5 <= delay <= 1.5 for delay in delays)
+    tries = []
+    for _ in range(4):
+        office.now = office.roster.next_deadline()
+        tries.append(office.now)
+        assert [type(action) for action in office.roster.tick()] == [Spawn]
+    assert len(set(tries)) == 4
+    assert all(0.5 <= at <= 1.5 for at in tries)
 
 
 def test_failures_without_number() -> None:
     """After days of failures the delay is still the maximum, not an OverflowError."""
     office = Office(ready=False)
-    office.roster._failures[0] = 5000
+    for _ in range(5000):
+        office.roster.exited(office.seat, 1)
+        office.now = office.roster.next_deadline()
+        office.roster.tick()
     office.roster.exited(office.seat, 1)
     office.spawn_after(30.0)
 
@@ -791,7 +798,7 @@ def test_give_up() -> None:
     office = Office(2, ready=False, restart=Restart(give_up_after=3))
     office.roster.ready(office.seats[0])
     busy, waiting = office.submit_many(2)
-    office.roster.failed_in_a_row = 2
+    office.roster._backoff.in_a_row = 2
     actions = office.roster.exited(office.seats[1], 1)
     assert kinds(actions) == [ERROR, GiveUp, Wake, DESTRUCT, Kill]
     assert (waiting.state, waiting.end, busy.state) == (DONE, End.CLOSED, WRITTEN)

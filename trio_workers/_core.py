@@ -36,7 +36,7 @@ from ._errors import (
     first_of,
     more_urgent,
 )
-from ._exchange import Ending, Exchange, Parts, describe_end, explain_end, explain_timeout, judge, named
+from ._exchange import MIB, Ending, Exchange, Parts, describe_end, explain_end, explain_timeout, judge, named
 from ._factories import Factory, Spawner
 from ._model import JobRecord, Payload, WorkerEvent, WorkerState
 from ._roster import Roster
@@ -389,6 +389,9 @@ class PoolCore:
             case Settled(change):
                 self._follow_plan()
                 change.bell.set()
+                if (failed := change.failed) is not None:
+                    _log.warning("%s: a new worker did not boot, so the pool stays with what it had",
+                                 self.config.name, extra={**extra(failed), "reason": "boot failed"})  # fmt: skip
             case Drained():
                 self._drained.set()
 
@@ -445,7 +448,10 @@ class PoolCore:
     def _log_end(self, seat: Seat) -> None:
         name, pid, job = seat.plan.source.config.name, seat.worker.pid, seat.cancelled
         if job is None:
-            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, seat.reason, extra=extra(seat))
+            reason = seat.reason
+            if reason == "max_memory":
+                reason += f", {seat.memory / MIB:.0f} MiB"
+            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, reason, extra=extra(seat))
         else:
             age = trio.current_time() - job.started
             _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, named(job), age,

@@ -535,10 +535,13 @@ def explain_end(job: Job) -> WorkersError:
 
 def explain_timeout(seat: Seat, job: Job, excess: Excess, stderr: str) -> JobTimeout:
     """Say that a job took too long, and what became of its worker."""
-    who = f"worker {seat.worker.pid} (slot {seat.slot})"
+    who, limit = f"worker {seat.worker.pid} (slot {seat.slot})", f"exec_ttl ({excess.bound:g} s)"
+    if job.phase == "writing":
+        what = f"{who} did not read {named(job)} to its end within {limit}, and was killed."
+    else:
+        what = f"{named(job)} ran for longer than {limit} on {who}, which was killed."
     return JobTimeout(
-        f"{named(job)} ran for longer than exec_ttl ({excess.bound:g} s) on {who}, which was killed."
-        f"{_next_step(job.proof)}",
+        what + _next_step(job.proof),
         pid=seat.worker.pid,
         slot=seat.slot,
         stderr=stderr,

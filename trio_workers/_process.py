@@ -181,7 +181,8 @@ class StderrLog:
     def __init__(self, launch: Launch, pid: int) -> None:
         self._label = launch.label
         self._pid = pid
-        self._extra = {"pool": launch.label.rpartition("[")[0] or launch.label, "slot": launch.slot, "pid": pid}
+        name = launch.label.rpartition("[")[0] or launch.label
+        self._extra = {"pool": name, "slot": launch.slot, "pid": pid, "reason": ""}
         self._splitter = LineSplitter()
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._tokens = float(LINES_A_SECOND)

@@ -33,6 +33,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from ._backoff import BackOff
+from ._growth import Growth
 from ._model import WorkerEvent
 from ._seats import (
     ASSIGNED,
@@ -71,9 +73,6 @@ RELIEVED_AT_A_TIME: Final = 8
 """One worker in so many may be in replacement by plan, at least one: a boot costs about a core for its time, and the
 memory of one worker more."""
 
-SHRINK_WINDOW: Final = 60.0
-"""Seconds over which a grown pool looks for workers it has too many, where `Limits.idle_ttl` says nothing."""
-
 RESET: Final = "reset"
 
 
@@ -103,25 +102,18 @@ class Roster:
         self.exits: Counter[str] = Counter()
         self.starts: Counter[int] = Counter()
         self.failed_starts = 0
-        self.failed_in_a_row = 0
         self.served = 0
         self._clock = clock
         self._wall = wall
         self._capacity = capacity
         self._latest_first = latest_first
         self._rng = rng or random.Random()
+        self._backoff = BackOff(self._rng)
+        self._growth = Growth()
         self._free: OrderedDict[Seat, None] = OrderedDict()
         self._waiting: OrderedDict[Job, None] = OrderedDict()
-        self._failures: dict[int, int] = {}
-        self._failed_at: dict[int, float] = {}
-        self._retry_at: dict[int, float] = {}
         self._boot_took = 0.0
         self._alarm = math.inf
-        self._grow_at = math.inf
-        self._hungry_since = math.inf
-        self._seen: tuple[float, int] = (0.0, 0)
-        self._window_ends = math.inf
-        self._lowest_free = 0
 
     def __repr__(self) -> str:
         return (
@@ -143,17 +135,20 @@ class Roster:
         return 0.0
 
     @property
+    def failed_in_a_row(self) -> int:
+        """How many boots in a row have failed, in the whole pool."""
+        return self._backoff.in_a_row
+
+    @property
     def may_grow(self) -> bool:
         """Whether the pool may have more workers than there should be now."""
         return self.target < self._ceiling() and not self.plan.debug
 
     def next_deadline(self) -> float:
         """When `tick` may have something to do."""
-        if not self._retry_at or not self._may_spawn():
+        if not self._backoff.waits or not self._may_spawn():
             return self._alarm
-        held = self._held()
-        retry = min((at for slot, at in self._retry_at.items() if slot not in held), default=math.inf)
-        return min(retry, self._alarm)
+        return min(self._backoff.next_try(self._held()), self._alarm)
 
     # the way of a job
 
@@ -459,7 +454,7 @@ class Roster:
         self.plan = plan
         if size is not None:
             change.new_size, change.sized = size, True
-        self._forget_failures()
+        self._backoff.forget()
         change.slots = set() if plan.debug else set(range(change.new_size))
         self.target = change.new_size if plan.debug else max(self.target, change.new_size)
         actions: list[Action] = []
@@ -474,7 +469,7 @@ class Roster:
         """Have this many workers."""
         change = self._join_change()
         change.new_size, change.sized = size, True
-        self._window_ends = math.inf
+        self._growth.close_window()
         actions: list[Action] = []
         if change.plan is self.plan:
             missing = range(change.size, size)
@@ -490,7 +485,7 @@ class Roster:
         }
         change.slots = set() if self.plan.debug else set(missing) - there
         for slot in change.slots:
-            self._retry_at.pop(slot, None)
+            self._backoff.tries(slot)
         self._dismiss(actions, "resize")
         actions.extend(self._relieve())
         actions.extend(self._heal())
@@ -550,8 +545,8 @@ class Roster:
     def _take_away(self, seat: Seat) -> None:
         """Take a seat out of the free ones, if it is one."""
         self._free.pop(seat, None)
-        if len(self._free) < self._lowest_free:
-            self._lowest_free = len(self._free)
+        if len(self._free) < self._growth.lowest_free:
+            self._growth.lowest_free = len(self._free)
 
     def _give(self, job: Job, seat: Seat) -> Actions:
         """Give a job to a seat that is not among the free ones."""
@@ -671,8 +666,8 @@ class Roster:
     def _has_served(self, seat: Seat) -> None:
         seat.served += 1
         self.served += 1
-        if self._failures or self.failed_in_a_row:
-            self._has_helped(seat)
+        if self._backoff:
+            self._backoff.has_helped(seat.slot, seat.ready_at)
 
     def _take_out(self, seat: Seat, actions: list[Action]) -> None:
         """Give it nothing more. Who stands by takes over; else its slot is held until it is known what it died of."""
@@ -783,7 +778,7 @@ class Roster:
             elif change is not None and seat.plan is self.plan and seat.slot in change.slots:
                 self._take_change_back(seat, change, actions)
             elif seat.plan is self.plan:
-                self.failed_in_a_row += 1
+                self._backoff.in_a_row += 1
                 self._back_off(seat)
             return
         if not seat.planned:
@@ -793,40 +788,27 @@ class Roster:
             elif not seat.served and not seat.worked:
                 self._back_off(seat)
             else:
-                self._has_helped(seat)
+                self._backoff.has_helped(seat.slot, seat.ready_at)
             if not seat.destructed:
                 actions.append(Emit(WorkerEvent.ERROR, seat))
         self.exits[seat.reason] += 1
         self._destruct(seat, actions)
-
-    def _has_helped(self, seat: Seat) -> None:
-        """Forget the failures of a slot: unless they are its successors', who fail while it serves on."""
-        if seat.ready_at is not None and seat.ready_at >= self._failed_at.get(seat.slot, 0.0):
-            self._failures.pop(seat.slot, None)
-        self.failed_in_a_row = 0
 
     def _back_off(self, seat: Seat) -> None:
         """Make the slot's next start wait: longer after each death that helped nobody."""
         now = self._clock()
         restart = self.plan.restart
         if seat.ready_at is not None and now - seat.ready_at >= restart.stable_after:
-            self._failures.pop(seat.slot, None)
-            self.failed_in_a_row = 0
+            self._backoff.has_lived(seat.slot)
         if seat.slot >= self.target:
             return
-        self._failed_at[seat.slot] = now
-        failures = self._failures[seat.slot] = self._failures.get(seat.slot, 0) + 1
-        if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
-            return  # its successor is there already; what that one dies of is another matter
-        try:
-            delay = min(restart.initial * restart.factor ** (failures - 1), restart.maximum)
-        except OverflowError:
-            delay = restart.maximum
-        self._retry_at[seat.slot] = now + delay * (1 + restart.jitter * self._rng.uniform(-1, 1))
+        self._backoff.has_failed(seat.slot, now)
+        if not any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
+            self._backoff.wait(seat.slot, now, restart)  # else its successor is there already
 
     def _must_give_up(self) -> bool:
         limit = self.plan.restart.give_up_after
-        return limit is not None and self.failed_in_a_row >= limit
+        return limit is not None and self._backoff.in_a_row >= limit
 
     def _held(self) -> set[int]:
         """The slots that need no other worker. When the pool closes, who can serve on does."""
@@ -861,9 +843,9 @@ class Roster:
         for slot in range(self.target):
             if room <= 0:
                 break
-            if slot in held or self._retry_at.get(slot, now) > now:
+            if slot in held or not self._backoff.may_try(slot, now):
                 continue
-            self._retry_at.pop(slot, None)
+            self._backoff.tries(slot)
             actions.append(Spawn(self._add_seat(slot, self._draw_limit())))
             room -= 1
         return actions
@@ -954,52 +936,42 @@ class Roster:
 
     def _watch_queue(self) -> Actions:
         """Jobs wait: see in time whether the pool should grow."""
-        if self._grow_at < math.inf or not self._waiting or not self.may_grow:
+        growth = self._growth
+        if growth.look_at < math.inf or not self._waiting or not self.may_grow:
             return NOTHING
-        now = self._clock()
-        self._seen = now, self.served
-        self._hungry_since = math.inf
-        self._grow_at = now + self.plan.grow_after
-        return self._remind(self._grow_at)
+        growth.begin_to_watch(self._clock(), self.served, self.plan.grow_after)
+        return self._remind(growth.look_at)
 
     def _grow(self, now: float) -> None:
         """Have a worker more, if a job has waited for too long and one more can be of help."""
-        if now < self._grow_at:
+        growth, grow_after, waiting = self._growth, self.plan.grow_after, len(self._waiting)
+        if now < growth.look_at:
             return
-        self._grow_at = math.inf
-        if not self.may_grow or not self._waiting or self.phase is not Phase.OPEN:
+        if not self.may_grow or not waiting or self.phase is not Phase.OPEN:
+            growth.stop_watching()
             return
         head = next(iter(self._waiting))
-        due = head.queued - head.waited + self.plan.grow_after
+        due = head.queued - head.waited + grow_after
         if now < due:
-            self._hungry_since = math.inf
-            self._grow_at = due
-            return
-        self._grow_at = now + self.plan.grow_after
-        self._hungry_since = min(self._hungry_since, now)
-        (then, served), self._seen = self._seen, (now, self.served)
-        rate = (self.served - served) / (now - then) if now > then else 0.0
-        # Jobs that will be done before a worker has booted need none; unless it turns out that they are not.
-        helps = len(self._waiting) > rate * self._boot_took or now - self._hungry_since >= self._boot_took
-        coming = sum(seat.state is STARTING for seat in self.seats)
-        if helps and not self._failures and coming < len(self._waiting):
-            self.target += 1
-            self._lowest_free = 0
-            self._window_ends = now + self._window()
-
-    def _window(self) -> float:
-        return SHRINK_WINDOW if self.plan.limits.idle_ttl is None else self.plan.limits.idle_ttl
+            growth.look_again(due)
+        elif growth.wants_more(now, waiting, self.served, self._boot_took, grow_after):
+            coming = sum(seat.state is STARTING for seat in self.seats)
+            if coming < waiting and not self._backoff.is_trying:
+                self.target += 1
+                growth.open_window(now, self.plan.limits.idle_ttl, 0)
 
     def _shrink(self, now: float) -> Actions:
         """Let as many of the workers go that were added as have been free all the time."""
-        if now < self._window_ends:
+        growth = self._growth
+        if now < growth.window_ends:
             return NOTHING
         actions: list[Action] = []
         if self.phase is Phase.OPEN and self.change is None:
-            self.target -= max(0, min(self._lowest_free, self.target - self.size))
+            self.target -= max(0, min(growth.lowest_free, self.target - self.size))
             self._dismiss(actions, "shrink")
-        self._lowest_free = len(self._free)
-        self._window_ends = now + self._window() if self.target > self.size else math.inf
+        growth.close_window()
+        if self.target > self.size:
+            growth.open_window(now, self.plan.limits.idle_ttl, len(self._free))
         return actions
 
     def _dismiss(self, actions: list[Action], reason: str) -> None:
@@ -1010,8 +982,7 @@ class Roster:
                     actions.extend(self.kill(seat, reason))
                 elif seat.state is STANDBY or seat.state is SERVING:
                     self._leave(seat, reason, actions)
-        for slot in [slot for slot in self._retry_at if slot >= self.target]:
-            del self._retry_at[slot]
+        self._backoff.forget(self.target)
         self._alarm = self._next_alarm()
 
     # changes
@@ -1033,7 +1004,7 @@ class Roster:
         if change.sized:
             change.sized = False
             self.size = self.target = change.new_size
-            self._window_ends = math.inf
+            self._growth.close_window()
             self._dismiss(actions, "resize")
             actions.extend(self._heal())
             actions.extend(self._watch_queue())
@@ -1049,11 +1020,10 @@ class Roster:
         bad, self.plan = self.plan, change.plan
         self.size, self.target = change.size, change.target
         if self.target > self.size:
-            self._lowest_free = 0
-            self._window_ends = self._clock() + self._window()
-            actions.extend(self._remind(self._window_ends))
+            self._growth.open_window(self._clock(), self.plan.limits.idle_ttl, 0)
+            actions.extend(self._remind(self._growth.window_ends))
         if bad is not self.plan:
-            self._forget_failures()
+            self._backoff.forget()
             self._clear_for_debug(actions)
             for seat in list(self.seats):
                 if seat.plan is self.plan or seat.plan.debug or self.plan.debug:
@@ -1103,12 +1073,6 @@ class Roster:
             elif seat.state in (STANDBY, SERVING) and not seat.leaving:
                 self._leave(seat, RESET, actions)
 
-    def _forget_failures(self) -> None:
-        self._retry_at.clear()
-        self._failures.clear()
-        self._failed_at.clear()
-        self.failed_in_a_row = 0
-
     # the clock
 
     def _remind(self, at: float) -> Actions:
@@ -1120,7 +1084,7 @@ class Roster:
 
     def _next_alarm(self) -> float:
         """When something of what there is now will have had its time."""
-        alarm = min(self._grow_at, self._window_ends)
+        alarm = min(self._growth.look_at, self._growth.window_ends)
         if self.phase is Phase.ABORTED:
             return math.inf
         grown = self.target > self.size

@@ -1,0 +1,106 @@
+"""The roster under random lives: driven by a seeded `random.Random`, and by hypothesis, which finds the short ones.
+
+What is checked after each call stands in `roster_life.py`. `TRIO_WORKERS_ROSTER_MINUTES=30` (`nox -s roster`) lets
+hypothesis go on with fresh seeds for that long, and prints them.
+"""
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.roster_life import WEIGHTS, Life, live, run
+from tests.support import under_ci
+
+T = TypeVar("T")
+
+MINUTES: Final = float(os.environ.get("TRIO_WORKERS_ROSTER_MINUTES", "0"))
+SETTINGS: Final = settings(
+    max_examples=1500 if under_ci() else 150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {}
+"""Seeds, and events, of lives that found a defect of the roster, by what it was."""
+
+
+class LifeMachine(RuleBasedStateMachine):
+    """Lives one life by what hypothesis draws."""
+
+    life: Life | None = None
+
+    def choose(self, options: Sequence[T], /) -> T:
+        return self.data.draw(st.sampled_from(options))
+
+    @initialize(data=st.data(), open_for=st.integers(0, 2 * SETTINGS.stateful_step_count))
+    def begin(self, data: st.DataObject, open_for: int) -> None:
+        self.data = data
+        self.open_for = open_for
+        self.life = Life(self.choose)
+
+    @precondition(lambda self: self.life is not None and not self.life.over)
+    @rule(data=st.data(), name=st.sampled_from(list(WEIGHTS)))
+    def happen(self, data: st.DataObject, name: str) -> None:
+        assert self.life is not None
+        self.data = data
+        self.open_for -= 1
+        self.life.happen(name)
+
+    @precondition(lambda self: self.life is not None and not self.life.over and self.open_for <= 0)
+    @rule(data=st.data(), abort=st.booleans())
+    def end(self, data: st.DataObject, abort: bool) -> None:
+        assert self.life is not None
+        self.data = data
+        self.life.happen("abort" if abort else "close")
+
+    @rule()
+    def look(self) -> None:
+        """There is always something that may be done."""
+        assert self.life is not None
+        self.life.check()
+
+    def teardown(self) -> None:
+        if self.life is not None and self.life.sound:
+            self.life.choose = random.Random(0).choice
+            self.life.finish()
+
+
+@pytest.mark.limit(MINUTES * 60 + 600)
+def test_life_by_hypothesis() -> None:
+    """Whatever happens in whatever order, the roster keeps what `design.md` promises (promises 2 to 6, and 9)."""
+    if not MINUTES:
+        run_state_machine_as_test(LifeMachine, settings=SETTINGS)
+        return
+    until = time.monotonic() + MINUTES * 60
+    many = settings(SETTINGS, max_examples=1000)
+    while time.monotonic() < until:
+        seed = random.SystemRandom().randrange(1 << 32)
+        print(f"seed {seed}", flush=True)
+
+        @hypothesis.seed(seed)
+        class Seeded(LifeMachine):
+            pass
+
+        run_state_machine_as_test(Seeded, settings=many)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.limit(300)
+def test_lives(seed: int) -> None:
+    """The same by a plain driver, whose lives are longer; two million events of it are in `nox -s roster`."""
+    assert run(5000, seed) > 5000
+
+
+@pytest.mark.parametrize(("seed", "steps"), FAILED_ONCE.values(), ids=FAILED_ONCE)
+def test_what_failed_once(seed: int, steps: int) -> None:
+    """Lives that found a defect of the roster."""
+    live(seed, steps)
