@@ -191,8 +191,8 @@ class PoolCore:
         self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Wake | Spawn | Settled | Drained] = deque()
-        self._emits: deque[Emit | GiveUp] = deque()
+        self._now: deque[Begin | Wake | Spawn | Drained] = deque()
+        self._emits: deque[Emit | GiveUp | Settled] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
     def __repr__(self) -> str:
@@ -298,6 +298,15 @@ class PoolCore:
             each.__cause__ = error.__cause__
             raise each
 
+    def _end_change(self, change: Change) -> None:
+        self._follow_plan()
+        change.bell.set()
+        if (failed := change.failed) is not None:
+            name = self.config.name
+            _log.warning(
+                "%s: a new worker did not boot, so the pool goes back to what it was", name, extra=extra(failed)
+            )
+
     def _check_open(self) -> None:
         if self.roster.phase is not Phase.OPEN:
             raise self._closed()
@@ -347,7 +356,7 @@ class PoolCore:
         queue of the outermost call.
         """
         for action in actions:
-            if isinstance(action, Emit | GiveUp):
+            if isinstance(action, Emit | GiveUp | Settled):
                 self._emits.append(action)
             elif isinstance(action, Retire | Kill):
                 self._ends.append(action)
@@ -364,6 +373,8 @@ class PoolCore:
                     emit = self._emits.popleft()
                     if isinstance(emit, GiveUp):
                         self._give_up(emit.seat)  # after the error that it is the last of
+                    elif isinstance(emit, Settled):
+                        self._end_change(emit.change)  # likewise
                     else:
                         self._emit(emit)
                 else:
@@ -374,7 +385,7 @@ class PoolCore:
             self._close_unused_spawners()
         self._nap.deadline = min(self.roster.next_deadline(), self._read_memory_at)
 
-    def _do(self, action: Begin | Wake | Spawn | Settled | Drained) -> None:
+    def _do(self, action: Begin | Wake | Spawn | Drained) -> None:
         match action:
             case Begin(job):
                 if job.state is ASSIGNED and not job.lease:
@@ -386,12 +397,6 @@ class PoolCore:
                 seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
                 name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
                 self._nursery.start_soon(self.supervision.supervise, seat, name=name)
-            case Settled(change):
-                self._follow_plan()
-                change.bell.set()
-                if (failed := change.failed) is not None:
-                    _log.warning("%s: a new worker did not boot, so the pool stays with what it had",
-                                 self.config.name, extra={**extra(failed), "reason": "boot failed"})  # fmt: skip
             case Drained():
                 self._drained.set()
 
