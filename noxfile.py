@@ -114,6 +114,16 @@ def flat(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Put pools of every kind into a storm, for 3 minutes or ``-- MINUTES [SEED]``; ``--only KIND`` is one kind."""
+    minutes, arguments = take_number(session, 3)
+    seed = arguments[:1] if arguments and arguments[0].isdecimal() else []
+    chosen = ["--minutes", str(minutes), *(["--seed", *seed] if seed else []), *arguments[len(seed) :]]
+    session.install(".[test]")
+    session.run("python", "-W", "error", "-m", "tests.soak", *chosen)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure, and print the tables; ``-- --write docs/benchmarks.md`` puts them into that page.
 

@@ -12,6 +12,7 @@ import pytest
 from trio_workers import (
     Config,
     Factory,
+    Limits,
     Payload,
     PipeFactory,
     Restart,
@@ -20,6 +21,7 @@ from trio_workers import (
     State,
     Worker,
     open_pool,
+    open_python_pool,
     open_worker,
 )
 from trio_workers import _config as config_module
@@ -33,6 +35,7 @@ class Text(str):
 
 NO_INTS: Final = (True, False, 1.0, "1", b"1", [], decimal.Decimal(1), 1j)
 NO_NUMBERS: Final = (True, False, "1", b"1", [], decimal.Decimal(1), 1j)
+NO_BOOLS: Final = (None, 0, 1, 1.0, "", "yes", b"1", [])
 NO_PATHS: Final = (0, 1.0, True, [], object())
 
 WRONG_TYPES: Final[dict[str, tuple[object, ...]]] = {
@@ -66,6 +69,10 @@ WRONG_TYPES: Final[dict[str, tuple[object, ...]]] = {
     "cwd": NO_PATHS,
     "max_frame_size": (None, *NO_INTS),
     "restart": (None, Restart, {"initial": 1}, 1.0, True),
+    "limits": (None, Limits, Restart(), {"ttl": 1}, 1.0, True),
+    "max_workers": NO_INTS,
+    "grow_after": (None, *NO_NUMBERS),
+    "debug": NO_BOOLS,
     "name": (None, 1, True, b"pool", ["pool"]),
 }
 WRONG_VALUES: Final[dict[str, tuple[object, ...]]] = {
@@ -93,6 +100,10 @@ WRONG_VALUES: Final[dict[str, tuple[object, ...]]] = {
     "cwd": ("", b"", "a\0b", b"a\0b", pathlib.Path("a\0b"), "\ud800"),
     "max_frame_size": (0, -1),
     "restart": (),
+    "limits": (),
+    "max_workers": (0, -1),
+    "grow_after": (0, 0.0, -1, math.nan, math.inf, -math.inf),
+    "debug": (),
     "name": ("", "a\nb", "a\x1b[31mb", "\0"),
 }
 RIGHT: Final[dict[str, tuple[object, ...]]] = {
@@ -109,6 +120,10 @@ RIGHT: Final[dict[str, tuple[object, ...]]] = {
     "cwd": (None, ".", b".", pathlib.Path()),
     "max_frame_size": (1, 1 << 40),
     "restart": (Restart(),),
+    "limits": (Limits(), Limits(ttl=1, max_memory=1)),
+    "max_workers": (None, 1000),
+    "grow_after": (0.001, 1),
+    "debug": (False, True),
     "name": ("pool", "ein Name", "池"),
 }
 
@@ -125,17 +140,35 @@ RESTART_WRONG_VALUES: Final[dict[str, tuple[object, ...]]] = {
     "give_up_after": (0, -1),
 }
 
+LIMITS_WRONG_TYPES: Final[dict[str, tuple[object, ...]]] = {
+    **dict.fromkeys(("ttl", "idle_ttl", "exec_ttl"), NO_NUMBERS),
+    **dict.fromkeys(("max_memory", "hard_memory"), NO_INTS),
+    "jitter": (None, *NO_NUMBERS),
+}
+LIMITS_WRONG_VALUES: Final[dict[str, tuple[object, ...]]] = {
+    **dict.fromkeys(("ttl", "idle_ttl", "exec_ttl"), (0, 0.0, -0.0, -1, -0.1, math.nan, math.inf, -math.inf)),
+    **dict.fromkeys(("max_memory", "hard_memory"), (0, -1)),
+    "jitter": (-0.1, 1.1, math.nan, math.inf),
+}
+LIMITS_RIGHT: Final[dict[str, tuple[object, ...]]] = {
+    **dict.fromkeys(("ttl", "idle_ttl", "exec_ttl"), (None, 0.001, 1, 1e9)),
+    **dict.fromkeys(("max_memory", "hard_memory"), (None, 1, 1 << 50)),
+    "jitter": (0, 0.0, 0.5, 1, 1.0),
+}
+
 
 def make(name: str, value: object) -> Config:
     return Config(**{"command": COMMAND, name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", [Config, Restart])
+@pytest.mark.parametrize("kind", [Config, Restart, Limits])
 def test_every_field_is_tried(kind: type) -> None:
     """A new field comes with its wrong types, wrong values and right ones."""
     fields = {field.name for field in attrs.fields(kind)}
     if kind is Config:
         assert fields == set(WRONG_TYPES) == set(WRONG_VALUES) == set(RIGHT)
+    elif kind is Limits:
+        assert fields == set(LIMITS_WRONG_TYPES) == set(LIMITS_WRONG_VALUES) == set(LIMITS_RIGHT)
     else:
         assert fields == set(RESTART_WRONG_TYPES) == set(RESTART_WRONG_VALUES)
 
@@ -177,6 +210,58 @@ def test_restart(name: str) -> None:
             raise AssertionError(f"{value!r} was taken: {Restart(**{name: value})}")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", LIMITS_WRONG_TYPES)
+def test_limits(name: str) -> None:
+    """Bad input: the same for the fields of Limits."""
+    wrong: Any
+    for wrong in LIMITS_WRONG_TYPES[name]:
+        with pytest.raises(TypeError, match=rf"\bLimits\.{name}\b"):
+            raise AssertionError(f"{wrong!r} was taken: {Limits(**{name: wrong})}")
+    for wrong in LIMITS_WRONG_VALUES[name]:
+        with pytest.raises(ValueError, match=rf"\bLimits\.{name}\b"):
+            raise AssertionError(f"{wrong!r} was taken: {Limits(**{name: wrong})}")
+    right: Any
+    for right in LIMITS_RIGHT[name]:
+        assert getattr(Limits(**{name: right}), name) is right
+
+
+def test_more_soft_memory_than_hard() -> None:
+    """Bad input: a soft bound above the hard one would never be looked at: an error that names both."""
+    with pytest.raises(ValueError, match=r"Limits\.max_memory \(2\).*Limits\.hard_memory \(1\)"):
+        Limits(max_memory=2, hard_memory=1)
+    with pytest.raises(ValueError, match=r"Limits\.hard_memory"):
+        attrs.evolve(Limits(max_memory=2), hard_memory=1)
+    assert Limits(max_memory=2, hard_memory=2).bounds_memory
+    assert Limits(max_memory=2).bounds_memory
+    assert Limits(hard_memory=2).bounds_memory
+    assert not Limits(ttl=1).bounds_memory
+
+
+def test_fewer_workers_at_most_than_always() -> None:
+    """Bad input: `max_workers` below `num_workers` is an error that names both."""
+    with pytest.raises(ValueError, match=r"Config\.max_workers \(2\).*Config\.num_workers \(3\)"):
+        Config(command=COMMAND, num_workers=3, max_workers=2)
+    with pytest.raises(ValueError, match=r"Config\.max_workers"):
+        attrs.evolve(Config(command=COMMAND, num_workers=2, max_workers=2), num_workers=3)
+    assert Config(command=COMMAND, num_workers=3, max_workers=3).max_workers == 3
+
+
+@pytest.mark.parametrize("name", ["limits", "max_workers", "grow_after", "debug"])
+def test_open_python_pool(name: str) -> None:
+    """Bad input: a pool of functions has the same fields, and the same errors, at the call itself."""
+    value: Any
+    for value in WRONG_TYPES[name]:
+        if name == "limits" and value is None:
+            continue  # there it means none
+        with pytest.raises(TypeError, match=rf"\bConfig\.{name}\b"):
+            open_python_pool(1, **{name: value})
+    for value in WRONG_VALUES[name]:
+        with pytest.raises(ValueError, match=rf"\bConfig\.{name}\b"):
+            open_python_pool(1, **{name: value})
+    with pytest.raises(ValueError, match=r"Config\.max_workers"):
+        open_python_pool(3, max_workers=2)
+
+
 def test_defaults() -> None:
     """The defaults are those of the design's table."""
     config = Config(command=COMMAND)
@@ -195,7 +280,19 @@ def test_defaults() -> None:
         "cwd": None,
         "max_frame_size": 64 << 20,
         "restart": Restart(initial=0.1, factor=2.0, maximum=30.0, jitter=0.1, stable_after=10.0, give_up_after=None),
+        "limits": Limits(),
+        "max_workers": None,
+        "grow_after": 0.1,
+        "debug": False,
         "name": "pool",
+    }
+    assert attrs.asdict(Limits()) == {
+        "ttl": None,
+        "idle_ttl": None,
+        "exec_ttl": None,
+        "max_memory": None,
+        "hard_memory": None,
+        "jitter": 0.1,
     }
 
 
@@ -205,6 +302,10 @@ def test_frozen_and_keywords_only() -> None:
         Config(COMMAND)  # type: ignore[misc]
     with pytest.raises(TypeError):
         Restart(1.0)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Limits(1.0)  # type: ignore[misc]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Limits().ttl = 1.0  # type: ignore[misc]
     with pytest.raises(TypeError, match="command"):
         Config()  # type: ignore[call-arg]
     with pytest.raises(attrs.exceptions.FrozenInstanceError):

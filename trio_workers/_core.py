@@ -299,7 +299,6 @@ class PoolCore:
             raise each
 
     def _end_change(self, change: Change) -> None:
-        self._follow_plan()
         change.bell.set()
         if (failed := change.failed) is not None:
             name = self.config.name
@@ -357,6 +356,8 @@ class PoolCore:
         """
         for action in actions:
             if isinstance(action, Emit | GiveUp | Settled):
+                if isinstance(action, Settled):
+                    self._follow_plan()  # before anybody is told
                 self._emits.append(action)
             elif isinstance(action, Retire | Kill):
                 self._ends.append(action)

@@ -74,6 +74,7 @@ RELIEVED_AT_A_TIME: Final = 8
 memory of one worker more."""
 
 RESET: Final = "reset"
+DISMISSED: Final = ("resize", "shrink")
 
 
 class Roster:
@@ -459,6 +460,7 @@ class Roster:
         self.target = change.new_size if plan.debug else max(self.target, change.new_size)
         actions: list[Action] = []
         self._clear_for_debug(actions)
+        self._stop_boots(actions)
         actions.extend(self._relieve())
         actions.extend(self._heal())
         actions.extend(self._watch_queue())
@@ -698,7 +700,9 @@ class Roster:
         for seat in self.seats:
             if seat.slot != slot or seat.state is not SERVING or not seat.leaving or seat.at_once:
                 continue
-            if slot < self.target and not seat.plan.debug and not self.plan.debug and seat.fault is None:
+            if seat.leaving in DISMISSED or seat.fault is not None or seat.plan.debug or self.plan.debug:
+                continue
+            if slot < self.target:
                 seat.leaving = ""
                 self._offer_room(seat, actions)
 
@@ -1025,15 +1029,14 @@ class Roster:
         if bad is not self.plan:
             self._backoff.forget()
             self._clear_for_debug(actions)
+            self._stop_boots(actions)
             for seat in list(self.seats):
                 if seat.plan is self.plan or seat.plan.debug or self.plan.debug:
                     continue
                 if seat.announced and seat.plan.source is self.plan.source:
                     seat.plan = self.plan  # it is as good as those it was to replace
-                elif seat.state is STARTING or seat.state is STOPPING:
+                elif seat.state is STOPPING:
                     seat.vacant = True
-                    if seat.state is STARTING:
-                        actions.extend(self.kill(seat, RESET))
                 elif seat.state is STANDBY:
                     self._leave(seat, RESET, actions)
             for seat in list(self.seats):
@@ -1042,6 +1045,13 @@ class Roster:
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
+
+    def _stop_boots(self, actions: list[Action]) -> None:
+        """Let no slot wait for workers that come up by a plan which is not the pool's any more."""
+        for seat in list(self.seats):
+            if seat.plan is not self.plan and seat.state is STARTING:
+                seat.vacant = True
+                actions.extend(self.kill(seat, RESET))
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
