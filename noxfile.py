@@ -70,11 +70,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def roster(session: nox.Session) -> None:
-    """Drive the roster's state machine for 30 minutes, or for ``-- MINUTES``."""
+    """Drive each of the roster's two state machines for 30 minutes, or for ``-- MINUTES``; then 2,000,000 plain steps."""
     minutes, arguments = take_number(session, 30)
     session.install(".[test]")
     environment = {"TRIO_WORKERS_ROSTER_MINUTES": str(minutes), "TRIO_WORKERS_TEST_LIMIT": "0"}
-    session.run("python", "-m", "pytest", "tests/test_roster_machine.py", *arguments, env=environment)
+    machines = ("tests/test_roster_machine.py", "tests/test_roster_life.py::test_life_by_hypothesis")
+    session.run("python", "-m", "pytest", *machines, *arguments, env=environment)
+    session.run("python", "-m", "tests.roster_life", "2000000")
 
 
 @nox.session

@@ -29,7 +29,10 @@ SETTINGS: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {}
+FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {
+    "idle no more, but of an older plan": (1763633351, 300),
+    "dismissed, and brought back": (4175, 200),
+}
 """Seeds, and events, of lives that found a defect of the roster, by what it was."""
 
 

@@ -925,7 +925,8 @@ class Roster:
             if seat.due == "idle_ttl" and seat.jobs:
                 seat.due = ""  # it is of use again
                 actions.extend(self._remind(seat.expires_at))
-                continue
+                if not self._why_due(seat):
+                    continue
             seat.relief = seat.vacant = True
             places -= 1
         return actions

@@ -109,7 +109,10 @@ class Round:
         self._calls = self._broken_call = self._good_call = self._release = 0
         self._there: set[Worker] = set()
         self._callers = [self._make_caller(caller) for caller in range(CALLERS)]
+        # Each task draws from a source of its own, or who comes first would decide what happens.
         self._trouble = Trouble(self, random.Random(rng.random()))
+        self._change_rng = random.Random(rng.random())
+        self._watch_rng = random.Random(rng.random())
         self.ledger = ledger
         self.over = False
         self.workers_are_killed = number % 3 != 2
@@ -139,7 +142,11 @@ class Round:
     async def run(self, seconds: float) -> None:
         """Live through a pool's life."""
         before = host.look()
-        way_out = self._rng.choice(WAYS_OUT)
+        with self._limit("the pool", seconds + 3 * STUCK):
+            await self._live(seconds, self._rng.choice(WAYS_OUT))
+        self._look_behind(before)
+
+    async def _live(self, seconds: float, way_out: str) -> None:
         async with trio.open_nursery() as strangers:  # callers of another task tree than the pool's
             with trio.CancelScope() as block:
                 try:
@@ -158,7 +165,6 @@ class Round:
             strangers.cancel_scope.deadline = trio.current_time() + STUCK
         if strangers.cancel_scope.cancelled_caught:
             self.complain(f"calls to a closed pool have not come back: {self._still_running()}")
-        self._look_behind(before)
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[None]:
@@ -238,9 +244,8 @@ class Round:
 
     async def _watch(self) -> None:
         """Look at the sums, at moments nobody expects."""
-        rng = random.Random(self._rng.random())
         while not self.over:
-            await trio.sleep(rng.uniform(0, 0.03))
+            await trio.sleep(self._watch_rng.uniform(0, 0.03))
             self._check_sum()
 
     def _look_behind(self, before: host.Look) -> None:
@@ -310,7 +315,7 @@ class Round:
                     environment.release = release
                 await self.pool.reset()
             else:
-                config = kinds.draw_another(self._rng, self._directory, self._make_environment(release))
+                config = kinds.draw_another(self._change_rng, self._directory, self._make_environment(release))
                 self.has_debugged = self.has_debugged or config.debug
                 await self.pool.reset(kinds.break_config(config) if how == "broken" else config)
             self.floor = max(self.floor, release)
