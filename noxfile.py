@@ -70,7 +70,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def roster(session: nox.Session) -> None:
-    """Drive each of the roster's two state machines for 30 minutes, or for ``-- MINUTES``; then 2,000,000 plain steps."""
+    """Drive the roster's two state machines for 30 minutes each, or for ``-- MINUTES``; then 2,000,000 plain steps."""
     minutes, arguments = take_number(session, 30)
     session.install(".[test]")
     environment = {"TRIO_WORKERS_ROSTER_MINUTES": str(minutes), "TRIO_WORKERS_TEST_LIMIT": "0"}

@@ -430,6 +430,33 @@ def test_reset_of_a_closing_pool_is_dropped() -> None:
     assert change.closed
 
 
+def test_close_while_a_broken_reset_is_under_way() -> None:
+    """Jobs that wait are done by what was there before, even if all its workers are gone meanwhile."""
+    office = Office(1)
+    plan = office.roster.plan
+    running, waiting = office.submit(), office.submit()
+    office.roster.reset(renewed(office, source="broken"))
+    office.roster.close()
+    office.roster.exited(office.seats[0], -9)
+    assert running.end is End.CRASHED
+    for seat in in_state(office, STOPPING):
+        office.roster.exited(seat, -9)
+    (new,) = in_state(office, STARTING)
+    assert new.plan is plan
+    assert begun(office.roster.ready(new)) == [waiting]
+
+
+def test_close_while_a_repair_is_under_way() -> None:
+    """Once a worker has come up by the new plan, that is what the jobs that wait get."""
+    office = Office(2)
+    for job in office.submit_many(3)[:2]:
+        assert job.seat is not None
+    office.roster.reset(renewed(office, source="mended"))
+    office.ready()
+    office.roster.close()
+    assert office.roster.plan.source == "mended"
+
+
 # resize
 
 

@@ -502,7 +502,15 @@ class Roster:
         actions: list[Action] = []
         if self.phase is Phase.OPEN:
             self.phase = Phase.CLOSING
+            change = self.change
             self._drop_change(actions)
+            if change is not None and not self.plan.debug and not self._is_proved():
+                # Jobs that wait must not depend on workers that nobody has seen come up.
+                self.plan = change.plan
+                self._backoff.forget()
+                self._clear_for_debug(actions)
+                self._stop_boots(actions)
+                actions.extend(self._heal())
         actions.extend(self._after_departure())
         return actions
 
@@ -1046,6 +1054,10 @@ class Roster:
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
+
+    def _is_proved(self) -> bool:
+        """Whether a worker of the plan has come up."""
+        return any(seat.announced and seat.plan is self.plan for seat in self.seats)
 
     def _stop_boots(self, actions: list[Action]) -> None:
         """Let no slot wait for workers that come up by a plan which is not the pool's any more."""

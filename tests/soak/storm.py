@@ -181,11 +181,11 @@ class Round:
             yield
 
     async def _storm(self, seconds: float) -> None:
-        """Let callers and trouble loose, until the callers have had their time."""
+        """Let callers and trouble loose for so long; then the callers come to the end of what they are at."""
         until = trio.current_time() + seconds
         async with trio.open_nursery() as helpers:
             helpers.start_soon(self._watch)
-            helpers.start_soon(self._trouble.run)
+            helpers.start_soon(self._trouble.run, until)
             with self._limit("the callers", seconds + STUCK):
                 async with trio.open_nursery() as nursery:
                     for caller in self._callers:
@@ -220,7 +220,7 @@ class Round:
         now = self.pool.statistics()
         if self.pool.config.debug if isinstance(self.pool, Pool) else self.has_debugged:
             return not self.pool.workers  # nobody stands by
-        return now.idle == now.target == len(self.pool.workers) == size and not now.waiting
+        return now.idle == now.target == size and not now.waiting  # the next one may be starting: `ttl` is short
 
     async def _be_served(self, caller: Caller) -> None:
         """Get replies. With a short `allocate_timeout` and limits that replace each worker, not at the first try."""
@@ -232,7 +232,7 @@ class Round:
         """Let callers and trouble loose in another task tree, to be left in the middle of it."""
         for caller in self._callers:
             strangers.start_soon(caller.run, math.inf)
-        strangers.start_soon(self._trouble.run)
+        strangers.start_soon(self._trouble.run, math.inf)
         strangers.start_soon(self._watch)
         await trio.sleep(seconds)
         strangers.start_soon(self._call_it_a_day)
@@ -303,11 +303,8 @@ class Round:
             await self.pool.resize(size)
 
     async def reset(self, how: str) -> None:
-        """Have other workers: "same" as they are, of "another" config, or "broken", of one that can't boot.
-
-        Functions have no config; theirs are always the same.
-        """
-        with self._change(broken=how == "broken" and isinstance(self.pool, Pool)):
+        """Have other workers: "same" as they are, of "another" config, or "broken", of one that can't boot."""
+        with self._change(broken=how == "broken"):
             self._release += 1
             release = self._release
             if how == "same" or isinstance(self.pool, PythonPool):

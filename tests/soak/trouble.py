@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from tests.soak.callers import shown
-from trio_workers import SpawnError, Worker
+from trio_workers import Pool, SpawnError, Worker
 
 PAUSE: Final = 0.1
 """Seconds that a worker is stopped by SIGSTOP: longer than most jobs take."""
@@ -44,19 +44,21 @@ class Changeable(Protocol):
 
 
 class Trouble:
-    """A task that makes trouble, one thing after the other, until it is cancelled."""
+    """A task that makes trouble, one thing after the other."""
 
     def __init__(self, weather: Changeable, rng: random.Random) -> None:
         self._weather = weather
         self._rng = rng
 
-    async def run(self) -> None:
-        """Make trouble until cancelled. What takes long goes on beside what comes next."""
-        kinds = {"pause": 2, "stop": 4, "resize": 4, "reset": 2, "reset to another": 2, "reset to a broken": 1}
+    async def run(self, until: float) -> None:
+        """Make trouble until then, or until the pool has been closed. What takes long goes on beside what is next."""
+        kinds = {"pause": 2, "stop": 4, "resize": 4, "reset": 2}
+        if isinstance(self._weather.pool, Pool):
+            kinds |= {"reset to another": 2, "reset to a broken": 1}  # functions have no config
         if self._weather.workers_are_killed:
             kinds |= {**dict.fromkeys(KILLS, 3), "killed": 3}
         async with trio.open_nursery() as nursery:
-            while not self._weather.over:
+            while trio.current_time() < until and not self._weather.over:
                 await trio.sleep(self._rng.uniform(0.01, 0.2))
                 (kind,) = self._rng.choices(list(kinds), list(kinds.values()))
                 self._make(kind, nursery)
