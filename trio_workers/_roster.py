@@ -20,7 +20,7 @@ The rules, in the order in which they win:
 * `max_executions` alone is hard: not one job more. Its successor starts ahead, when what is left would last for about
   as long as a boot takes.
 * A change (`reset`, `resize`) is what the roster aims for from the moment of the call. When a boot that it asked for
-  fails, the roster aims for what was before.
+  fails, the roster aims for what was before; so it does when the pool is closed and nobody has seen the new work.
 * A worker that died before it did anything for anybody is replaced after a delay that grows (`Restart`); every other at
   once.
 
