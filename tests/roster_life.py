@@ -313,8 +313,8 @@ class Life:
         """No worker is spawned too early, none of an old plan, and not too many."""
         roster = self.roster
         for action in actions:
-            if type(action) is Settled and action.change.failed is not None:
-                self.not_before.clear()  # the delays are forgotten with the plan
+            if type(action) is Settled and action.change.plan is roster.plan:
+                self.not_before.clear()  # the delays are forgotten with the plan that is given up
             elif type(action) is Spawn:
                 seat = action.seat
                 self.books[seat] = Book(roster.starts.total(), self.calls)
