@@ -94,14 +94,17 @@ def draw_settings(rng: random.Random) -> Settings:
     """Draw what a pool is made of. Limits are so short that each of them is reached."""
     num_workers = rng.randint(1, 4)
     bounds_memory = rng.random() < 0.2
+    debug = rng.random() < 0.1
+    max_executions = rng.choice((0, 0, 1, 3, 20))
+    boots_for_each_job = debug or max_executions == 1
     return Settings(
         num_workers=num_workers,
         max_workers=num_workers + rng.randint(0, 3),
-        max_executions=rng.choice((0, 0, 1, 3, 20)),
+        max_executions=max_executions,
         max_queue=rng.choice((None, None, 4, 16)),
-        allocate_timeout=rng.choice((0.1, 1.0, 20.0)),
+        allocate_timeout=rng.choice((2.0 if boots_for_each_job else 0.1, 2.0, 20.0)),
         destroy_timeout=rng.choice(DESTROY_TIMEOUTS),
-        debug=rng.random() < 0.1,
+        debug=debug,
         limits=Limits(
             ttl=rng.choice((None, 0.3, 1.0)),
             idle_ttl=rng.choice((None, 0.2)),
