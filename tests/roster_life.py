@@ -128,7 +128,7 @@ class Before:
         self.size = roster.size
         self.target = roster.target
         self.change = roster.change
-        self.slots = set() if roster.change is None else set(roster.change.slots)
+        self.slots: set[int] = set() if roster.change is None else set(roster.change.slots)
         self.jobs = {job: (job.state, job.seat, job.hand_ons) for job in life.live}
         self.seats = {seat: (seat.state, seat.leaving, seat.relief, seat.due) for seat in roster.seats}
         self.rows = [list(seat.jobs) for seat in roster.seats if len(seat.jobs) > 1]
@@ -154,7 +154,7 @@ class Life:
 
     def __init__(self, choose: Choose) -> None:
         self.choose = choose
-        self.now = 1000.0
+        self.now: float = 1000.0
         self.log: deque[str] = deque(maxlen=60)
         self.lag = 0
         self.calls = 0
@@ -1268,6 +1268,16 @@ class Life:
             self.now = max(self.now, self.roster.next_deadline())
         raise AssertionError(f"it is never whole: {self.why_not_at_rest()}")
 
+    def see_it_shrink(self) -> None:
+        """See that a pool without jobs has no more workers than were asked for, after two windows at the latest."""
+        until = self.now + 2 * SHRINK_WINDOW
+        while self.is_open and self.roster.target > self.roster.size:
+            self.now = max(self.now, self.roster.next_deadline())
+            assert self.now <= until, "it does not shrink"
+            self.keep_house()
+            while self.take_a_nice_step():
+                self.keep_house()
+
     def is_at_rest(self) -> bool:
         return not self.why_not_at_rest()
 
@@ -1315,6 +1325,7 @@ class Life:
             self.note("to the end")
             if self.choose((True, True, False)):
                 self.play_nicely()
+                self.see_it_shrink()
             if self.is_open:
                 self.close()
             self.play_nicely()

@@ -13,7 +13,8 @@ from typing import Any, Final
 import pytest
 import trio
 
-from trio_workers import RemoteTraceback, SpawnError, open_python_pool
+from tests import python_pool_jobs as jobs
+from trio_workers import RemoteTraceback, SpawnError, WorkerCrashed, open_python_pool
 
 ROOT: Final = Path(__file__).parent.parent
 
@@ -226,3 +227,18 @@ async def test_many_arguments() -> None:
 
 def count_arguments(*values: object) -> int:
     return len(values)
+
+
+async def test_what_a_dead_worker_left_is_nobody_elses(tmp_path: Path) -> None:
+    """Promise 2: in a lease, parts of a stream that nobody took are no answer to the job that comes after its death."""
+    go = tmp_path / "go"
+    async with open_python_pool(1) as pool, pool.lease() as worker:
+        (process,) = pool.workers
+        async with worker.stream(jobs.count_and_crash, 5, 3, str(go)) as parts:
+            assert await anext(parts) == 0
+            go.touch()
+            with pytest.raises(WorkerCrashed):
+                await process.wait()
+            with pytest.raises(WorkerCrashed, match="before the job 'builtins.abs' came to it") as caught:
+                await worker.run_sync(abs, -1)
+            assert caught.value.started is False

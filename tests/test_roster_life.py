@@ -30,10 +30,28 @@ SETTINGS: Final = settings(
 )
 
 FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {
-    "idle no more, but of an older plan": (1763633351, 300),
+    "a reset does not look at the queue": (5014, 60),
+    "a change is done, and nobody is told": (5841, 30),
+    "boots of a plan that has failed go on": (5189, 30),
+    "what has grown during a change is thrown away": (5864, 15),
+    "more processes than num_workers, with debug": (5218, 60),
+    "a ttl lowers the capacity": (5070, 60),
+    "a reset lowers the capacity": (5602, 60),
+    "a limit of memory lowers the capacity": (5379, 200),
+    "a job begins on a worker that is killed at once": (6108, 15),
+    "a standing worker in a pool that has gone back to debug": (5131, 200),
+    "two workers for one job, with debug": (5345, 30),
+    "the clock wakes up for nothing": (5403, 200),
+    "a change never settles": (5599, 200),
+    "brought back in a pool that is debug now": (5919, 200),
+    "a resize is done before its workers came": (5990, 60),
     "dismissed, and brought back": (4175, 200),
+    "idle no more, but of an older plan": (1763633351, 300),
 }
-"""Seeds, and events, of lives that found a defect of the roster, by what it was."""
+"""Seeds, and events, of lives that found a defect of the roster, by what it was.
+
+A seed names a life only as long as `Life` draws its choices in the same order: after a change of that it is any life.
+"""
 
 
 class LifeMachine(RuleBasedStateMachine):

@@ -17,7 +17,10 @@ SEED: Final = 1
 SECONDS: Final = 4.0
 """For each of the kinds: with the time that a pool takes to come to rest, and to end, it is about a minute in all."""
 
-SEEDS: Final[dict[str, tuple[str, int, float]]] = {}
+SEEDS: Final[dict[str, tuple[str, int, float]]] = {
+    "a dead worker's parts, given to the next job of the lease": ("functions", 23, SECONDS),
+    "a pool that was left while it was reset to what can't boot": ("goridge-2-socketpair", 10, SECONDS),
+}
 """Seeds that have failed, by what was wrong: kind, seed, seconds. A storm is not the same twice, but much of it is."""
 
 

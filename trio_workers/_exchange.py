@@ -44,6 +44,7 @@ from ._seats import (
     ASSIGNED,
     DONE,
     GONE,
+    NEVER,
     SERVING,
     STOPPING,
     WAITING,
@@ -194,7 +195,8 @@ class Exchange:
                 continue
             seat = job.seat
             line = None if seat is None else seat.worker.line
-            if seat is None or line is None or (job.state is DONE and not line.has_more):
+            # A job that was over before it had the worker must not take what the one before it left on the line.
+            if seat is None or line is None or (job.state is DONE and (job.started == NEVER or not line.has_more)):
                 raise await self._tell_end(job)
             try:
                 event = None
