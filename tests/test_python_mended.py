@@ -239,6 +239,6 @@ async def test_what_a_dead_worker_left_is_nobody_elses(tmp_path: Path) -> None:
             go.touch()
             with pytest.raises(WorkerCrashed):
                 await process.wait()
-            with pytest.raises(WorkerCrashed, match="before the job 'builtins.abs' came to it") as caught:
+            with pytest.raises(WorkerCrashed, match=r"before the job 'builtins\.abs' came to it") as caught:
                 await worker.run_sync(abs, -1)
             assert caught.value.started is False
