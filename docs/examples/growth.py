@@ -14,10 +14,13 @@ def work(seconds: float) -> None:
 
 async def main() -> None:
     shrunk = trio.Event()
+    gone: list[object] = []
 
     def report(event: WorkerEvent, worker: object, context: object) -> None:
         print(f"{event.name:8} {worker} {context or ''}".rstrip())
         if context == "shrink":
+            gone.append(worker)
+        if len(gone) == 2:
             shrunk.set()
 
     limits = Limits(idle_ttl=1.0)  # who was too many all this time goes
