@@ -24,6 +24,7 @@ import attrs
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.roster_office import Onlooker
 from trio_workers._config import Limits, Restart
 from trio_workers._core import PoolCore
 from trio_workers._model import WorkerEvent
@@ -53,7 +54,6 @@ from trio_workers._seats import (
     Plan,
     Retire,
     Seat,
-    SeatState,
     Settled,
     Spawn,
     Wake,
@@ -149,7 +149,7 @@ class ChangeStory:
         self.settled = False
 
 
-class Life:
+class Life(Onlooker):
     """One pool's life. `choose` makes every choice; `step` lets something happen, until `over`."""
 
     def __init__(self, choose: Choose) -> None:
@@ -236,24 +236,6 @@ class Life:
         )
 
     # what can be seen
-
-    @property
-    def seats(self) -> list[Seat]:
-        return self.roster.seats
-
-    @property
-    def is_open(self) -> bool:
-        return self.roster.phase is Phase.OPEN
-
-    def seats_in(self, *states: SeatState) -> list[Seat]:
-        return [seat for seat in self.seats if seat.state in states]
-
-    def with_written(self) -> list[Seat]:
-        return [seat for seat in self.seats if any(job.state is WRITTEN for job in seat.jobs)]
-
-    def leases(self) -> list[Job]:
-        """Leases somebody is in, their worker gone or not."""
-        return [job for job in self.live if job.lease and job.bound and job.state is not DONE]
 
     def has_room(self, seat: Seat) -> bool:
         return (

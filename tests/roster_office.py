@@ -1,8 +1,8 @@
-"""A roster with a clock one can set, for the tests of its rules."""
+"""A roster with a clock one can set, for the tests of its rules, and what all who play with one can see."""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,9 @@ from trio_workers._config import Limits, Restart
 from trio_workers._roster import Roster
 from trio_workers._seats import (
     ASSIGNED,
+    DONE,
     STARTING,
+    WRITTEN,
     Actions,
     Begin,
     Emit,
@@ -19,8 +21,34 @@ from trio_workers._seats import (
     Phase,
     Plan,
     Seat,
+    SeatState,
     Spawn,
 )
+
+
+class Onlooker:
+    """What whoever plays with a roster can see of it, and of his jobs that are not over (`live`)."""
+
+    roster: Roster
+    live: Iterable[Job]
+
+    @property
+    def seats(self) -> list[Seat]:
+        return self.roster.seats
+
+    @property
+    def is_open(self) -> bool:
+        return self.roster.phase is Phase.OPEN
+
+    def seats_in(self, *states: SeatState) -> list[Seat]:
+        return [seat for seat in self.seats if seat.state in states]
+
+    def with_written(self) -> list[Seat]:
+        return [seat for seat in self.seats if any(job.state is WRITTEN for job in seat.jobs)]
+
+    def leases(self) -> list[Job]:
+        """Leases somebody is in, their worker gone or not."""
+        return [job for job in self.live if job.lease and job.bound and job.state is not DONE]
 
 
 class Office:

@@ -4,30 +4,19 @@ What is checked after each call stands in `roster_life.py`. `TRIO_WORKERS_ROSTER
 hypothesis go on with fresh seeds for that long, and prints them.
 """
 
-import os
 import random
-import time
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.roster_life import WEIGHTS, Life, live, run
-from tests.support import under_ci
+from tests.roster_machines import MINUTES, SETTINGS, run_machine
 
 T = TypeVar("T")
 
-MINUTES: Final = float(os.environ.get("TRIO_WORKERS_ROSTER_MINUTES", "0"))
-SETTINGS: Final = settings(
-    max_examples=1500 if under_ci() else 150,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {
     "a reset does not look at the queue": (5014, 60),
@@ -98,20 +87,7 @@ class LifeMachine(RuleBasedStateMachine):
 @pytest.mark.limit(MINUTES * 60 + 600)
 def test_life_by_hypothesis() -> None:
     """Whatever happens in whatever order, the roster keeps what `design.md` promises (promises 2 to 6, and 9)."""
-    if not MINUTES:
-        run_state_machine_as_test(LifeMachine, settings=SETTINGS)
-        return
-    until = time.monotonic() + MINUTES * 60
-    many = settings(SETTINGS, max_examples=1000)
-    while time.monotonic() < until:
-        seed = random.SystemRandom().randrange(1 << 32)
-        print(f"seed {seed}", flush=True)
-
-        @hypothesis.seed(seed)
-        class Seeded(LifeMachine):
-            pass
-
-        run_state_machine_as_test(Seeded, settings=many)
+    run_machine(LifeMachine)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])

@@ -9,16 +9,12 @@ roster to them after each call. Nothing is random but what hypothesis draws; the
 
 import functools
 import math
-import os
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,10 +22,10 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
-from tests.support import under_ci
+from tests.roster_machines import MINUTES, SETTINGS, run_machine
+from tests.roster_office import Onlooker
 from trio_workers._config import Limits, Restart
 from trio_workers._model import WorkerEvent
 from trio_workers._roster import Roster
@@ -62,13 +58,6 @@ from trio_workers._seats import (
 
 T = TypeVar("T")
 
-MINUTES: Final = float(os.environ.get("TRIO_WORKERS_ROSTER_MINUTES", "0"))
-SETTINGS: Final = settings(
-    max_examples=1500 if under_ci() else 150,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 CREATED, DESTRUCT, ERROR = WorkerEvent.CREATED, WorkerEvent.DESTRUCT, WorkerEvent.ERROR
 INITIAL, FACTOR, MAXIMUM, JITTER, STABLE = 0.1, 2.0, 0.3, 0.25, 10.0
@@ -125,7 +114,7 @@ def trouble(possible: Callable[[Any], object]) -> Callable[[Callable[..., None]]
     return mark
 
 
-class RosterMachine(RuleBasedStateMachine):
+class RosterMachine(Onlooker, RuleBasedStateMachine):
     """Drives one roster."""
 
     @initialize(
@@ -206,24 +195,6 @@ class RosterMachine(RuleBasedStateMachine):
                 self.handshake(seat)
 
     # what the machine can see
-
-    @property
-    def seats(self) -> list[Seat]:
-        return self.roster.seats
-
-    @property
-    def is_open(self) -> bool:
-        return self.roster.phase is Phase.OPEN
-
-    def seats_in(self, *states: Any) -> list[Seat]:
-        return [seat for seat in self.seats if seat.state in states]
-
-    def with_written(self) -> list[Seat]:
-        return [seat for seat in self.seats if any(job.state is WRITTEN for job in seat.jobs)]
-
-    def leases(self) -> list[Job]:
-        """Leases somebody is in, their worker gone or not."""
-        return [job for job in self.live if job.lease and job.bound and job.state is not DONE]
 
     def has_room(self, seat: Seat) -> bool:
         return (
@@ -947,17 +918,4 @@ class RosterMachine(RuleBasedStateMachine):
 @pytest.mark.limit(MINUTES * 60 + 600)
 def test_roster_machine() -> None:
     """In whatever order things happen, what `design.md` promises of the roster holds (promises 2, 3, 4, 5, 6, 9)."""
-    if not MINUTES:
-        run_state_machine_as_test(RosterMachine, settings=SETTINGS)
-        return
-    until = time.monotonic() + MINUTES * 60
-    many = settings(SETTINGS, max_examples=1000)
-    while time.monotonic() < until:
-        seed = random.SystemRandom().randrange(1 << 32)
-        print(f"seed {seed}", flush=True)
-
-        @hypothesis.seed(seed)
-        class Seeded(RosterMachine):
-            pass
-
-        run_state_machine_as_test(Seeded, settings=many)
+    run_machine(RosterMachine)

@@ -234,11 +234,6 @@ class Limits:
         return self.max_memory is not None or self.hard_memory is not None
 
 
-def _check_bool(instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{_name(instance, attribute)} must be a bool, not {type(value).__name__}")
-
-
 @attrs.frozen(kw_only=True)
 class Config:
     """What a pool is made of. Every field is checked here: TypeError for a wrong type, ValueError for a wrong value.
@@ -284,7 +279,7 @@ class Config:
     limits: Limits = attrs.field(factory=Limits, validator=_instance(Limits))
     max_workers: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
     grow_after: float = attrs.field(default=0.1, validator=_number())
-    debug: bool = attrs.field(default=False, validator=_check_bool)
+    debug: bool = attrs.field(default=False, validator=_instance(bool))
     name: str = attrs.field(default="pool", validator=_check_name)
 
     def __attrs_post_init__(self) -> None:

@@ -8,7 +8,6 @@ in front of the nursery, the workers are stopped or killed, the nursery ends, an
 that a user's exception is never wrapped in a group.
 """
 
-import copy
 import logging
 import math
 import time
@@ -33,6 +32,7 @@ from ._errors import (
     TrioWorkersInternalError,
     WorkerError,
     WorkersError,
+    afresh,
     first_of,
     more_urgent,
 )
@@ -294,9 +294,7 @@ class PoolCore:
         if change.failed is not None:
             error = change.failed.fault
             assert isinstance(error, SpawnError)
-            each = copy.copy(error)  # each who waits has a traceback of his own
-            each.__cause__ = error.__cause__
-            raise each
+            raise afresh(error)
 
     def _end_change(self, change: Change) -> None:
         change.bell.set()

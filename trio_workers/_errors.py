@@ -1,6 +1,8 @@
 """What can go wrong, each with one meaning. The texts are for whoever is woken at 3 a.m."""
 
+import copy
 import signal as _signal
+from typing import TypeVar
 
 import trio
 
@@ -153,6 +155,16 @@ class RemoteTraceback(WorkersError):
 
 class TrioWorkersInternalError(WorkersError):
     """A bug in trio_workers. Please report it, with its causes."""
+
+
+E = TypeVar("E", bound=WorkerError)
+
+
+def afresh(error: E) -> E:
+    """Copy an error that several wait for: each who raises it has a traceback of his own."""
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def how_it_ended(returncode: int | None) -> str:

@@ -38,6 +38,9 @@ class FunctionCodec:
     `main_problem` says why workers can't import the program's main module, if they can't.
     """
 
+    dialect = ""
+    """There is one wire, for there is one program."""
+
     def __init__(self, pickler: object, max_frame_size: int | None, main_problem: str = "") -> None:
         if not isinstance(pickler, str):
             raise TypeError(f"pickler must be a str, not {type(pickler).__name__}")
@@ -52,9 +55,6 @@ class FunctionCodec:
         self._ids = itertools.count(1)
         self._known: dict[object, _Known] = {}
         self._buffers: list[memoryview] = []
-
-    dialect = ""
-    """There is one wire, for there is one program."""
 
     def encode_anew(self, payload: object) -> tuple[bytes | memoryview, ...]:
         """Refuse, as `encode` does: there is no other wire."""

@@ -452,15 +452,12 @@ class Roster:
     def reset(self, plan: Plan, size: int | None = None) -> tuple[Change, Actions]:
         """Replace every worker by one of this plan, and their number by `size`, where it is given."""
         change = self._join_change()
-        self.plan = plan
         if size is not None:
             change.new_size, change.sized = size, True
-        self._backoff.forget()
         change.slots = set() if plan.debug else set(range(change.new_size))
         self.target = change.new_size if plan.debug else max(self.target, change.new_size)
         actions: list[Action] = []
-        self._clear_for_debug(actions)
-        self._stop_boots(actions)
+        self._go_by(plan, actions)
         actions.extend(self._relieve())
         actions.extend(self._heal())
         actions.extend(self._watch_queue())
@@ -506,10 +503,7 @@ class Roster:
             self._drop_change(actions)
             if change is not None and not self.plan.debug and not self._is_proved():
                 # Jobs that wait must not depend on workers that nobody has seen come up.
-                self.plan = change.plan
-                self._backoff.forget()
-                self._clear_for_debug(actions)
-                self._stop_boots(actions)
+                self._go_by(change.plan, actions)
                 actions.extend(self._heal())
         actions.extend(self._after_departure())
         return actions
@@ -596,12 +590,16 @@ class Roster:
             seat = self._find_seat(job)
             if seat is None:
                 break
-            del self._waiting[job]
             self._take_away(seat)
-            job.waited += self._clock() - job.queued
-            actions.extend(self._give(job, seat))
-            actions.append(Begin(job))
+            self._begin(job, seat, actions)
         return actions
+
+    def _begin(self, job: Job, seat: Seat, actions: list[Action]) -> None:
+        """Give a waiting job its seat, which is not among the free ones."""
+        del self._waiting[job]
+        job.waited += self._clock() - job.queued
+        actions.extend(self._give(job, seat))
+        actions.append(Begin(job))
 
     def _make_room(self, seat: Seat) -> Actions:
         """See what follows where a seat has room that it had not."""
@@ -756,27 +754,28 @@ class Roster:
 
     def _begin_to_serve(self, seat: Seat) -> Actions:
         """Give a seat its first job, or let it be free."""
-        job, seat.reserved = seat.reserved, None
         if not seat.plan.debug:
             return self._make_room(seat)
         actions: list[Action] = []
+        job = self._unreserve(seat)
         if job is None or job.state is not WAITING:
             self._leave(seat, "debug", actions)
-            return actions
-        job.reserved = None
-        del self._waiting[job]
-        job.waited += self._clock() - job.queued
-        actions.extend(self._give(job, seat))
-        actions.append(Begin(job))
+        else:
+            self._begin(job, seat, actions)
         return actions
+
+    def _unreserve(self, seat: Seat) -> Job | None:
+        """Part a seat and the job that it came up for (`debug`); return that."""
+        job, seat.reserved = seat.reserved, None
+        if job is not None:
+            job.reserved = None
+        return job
 
     def _account_for_end(self, seat: Seat, early: bool, actions: list[Action]) -> None:
         """Tell of a worker's end, and find out what its slot has to wait for."""
         if early:
             self.exits["boot failed" if not seat.planned else seat.reason] += 1
-            job, seat.reserved = seat.reserved, None
-            if job is not None:
-                job.reserved = None
+            job = self._unreserve(seat)
             if seat.planned:
                 return
             self.failed_starts += 1
@@ -815,8 +814,12 @@ class Roster:
         if seat.slot >= self.target:
             return
         self._backoff.has_failed(seat.slot, now)
-        if not any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
-            self._backoff.wait(seat.slot, now, restart)  # else its successor is there already
+        if not self._has_heir(seat):
+            self._backoff.wait(seat.slot, now, restart)
+
+    def _has_heir(self, seat: Seat) -> bool:
+        """Whether another seat holds this one's slot already."""
+        return any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat)
 
     def _must_give_up(self) -> bool:
         limit = self.plan.restart.give_up_after
@@ -1030,15 +1033,12 @@ class Roster:
         """Go back to what was before, for a boot that was asked for has failed."""
         self.change = None
         change.failed = failed
-        bad, self.plan = self.plan, change.plan
         self.size, self.target = change.size, change.target
         if self.target > self.size:
-            self._growth.open_window(self._clock(), self.plan.limits.idle_ttl, 0)
+            self._growth.open_window(self._clock(), change.plan.limits.idle_ttl, 0)
             actions.extend(self._remind(self._growth.window_ends))
-        if bad is not self.plan:
-            self._backoff.forget()
-            self._clear_for_debug(actions)
-            self._stop_boots(actions)
+        if change.plan is not self.plan:
+            self._go_by(change.plan, actions)
             for seat in list(self.seats):
                 if seat.plan is self.plan or seat.plan.debug or self.plan.debug:
                     continue
@@ -1055,6 +1055,13 @@ class Roster:
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
 
+    def _go_by(self, plan: Plan, actions: list[Action]) -> None:
+        """Make this the plan: what failed, and what comes up, by another one is no matter any more."""
+        self.plan = plan
+        self._backoff.forget()
+        self._clear_for_debug(actions)
+        self._stop_boots(actions)
+
     def _is_proved(self) -> bool:
         """Whether a worker of the plan has come up."""
         return any(seat.announced and seat.plan is self.plan for seat in self.seats)
@@ -1068,9 +1075,7 @@ class Roster:
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
-        if seat.relief or seat.leaving == RESET:
-            if any(other.slot == seat.slot and not other.vacant for other in self.seats if other is not seat):
-                return
+        if (seat.relief or seat.leaving == RESET) and not self._has_heir(seat):
             seat.relief = seat.vacant = False
             seat.leaving = ""
             self._offer_room(seat, actions)
@@ -1088,9 +1093,7 @@ class Roster:
             if seat.plan is self.plan or not (seat.plan.debug or self.plan.debug):
                 continue
             if seat.state is STARTING:
-                job, seat.reserved = seat.reserved, None
-                if job is not None:
-                    job.reserved = None
+                self._unreserve(seat)
                 seat.vacant = True
                 actions.extend(self.kill(seat, RESET))
             elif seat.state in (STANDBY, SERVING) and not seat.leaving:
@@ -1107,9 +1110,9 @@ class Roster:
 
     def _next_alarm(self) -> float:
         """When something of what there is now will have had its time."""
-        alarm = min(self._growth.look_at, self._growth.window_ends)
         if self.phase is Phase.ABORTED:
             return math.inf
+        alarm = min(self._growth.look_at, self._growth.window_ends)
         grown = self.target > self.size
         for seat in self.seats:
             if seat.state is SERVING:

@@ -1,6 +1,5 @@
 """A worker: one process with its line and its state, as users see it."""
 
-import copy
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -8,7 +7,7 @@ import attrs
 import trio
 
 from . import _platform
-from ._errors import WorkerError
+from ._errors import WorkerError, afresh
 from ._model import Payload, State, WorkerState
 from ._process import WorkerProcess
 from ._relay import Line
@@ -133,9 +132,7 @@ class Worker:
         """Wait until the worker is gone: return after a soft stop, else raise the `WorkerError` of its end."""
         await self.ended.wait()
         if self.failure is not None:
-            error = copy.copy(self.failure)  # each who waits has a traceback of his own
-            error.__cause__ = self.failure.__cause__
-            raise error
+            raise afresh(self.failure)
 
     def __str__(self) -> str:
         value, num_execs, _ = self._owner.state_of(self)
