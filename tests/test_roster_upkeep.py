@@ -446,6 +446,24 @@ def test_close_while_a_broken_reset_is_under_way() -> None:
     assert begun(office.roster.ready(new)) == [waiting]
 
 
+def test_a_lease_ends_the_worker_a_closing_pool_counts_on() -> None:
+    """Its last permitted job begins inside a lease: the successor for who waits starts then, not when the lease ends."""
+    office = Office(limits=steady(ttl=10.0), max_executions=1)
+    let_time_pass(office)
+    lease, waiting = office.submit(lease=True), office.submit()
+    office.roster.close()
+    office.roster.exited(in_state(office, STARTING)[0], 1)
+    office.now += 60
+    assert not office.roster.tick()
+    last = Job((b"",))
+    assert lease.seat is not None
+    assert kinds(office.roster.submit_to(lease.seat, last)) == [Spawn]
+    office.ready()
+    office.write(last)
+    office.reply(last)
+    assert waiting in begun(office.roster.released(lease))
+
+
 def test_close_while_a_repair_is_under_way() -> None:
     """Once a worker has come up by the new plan, that is what the jobs that wait get."""
     office = Office(2)

@@ -179,7 +179,10 @@ class Roster:
         seat.jobs.append(job)
         seat.begun += 1
         seat.changed = self._wall()
-        return self._remind(job.started + seat.exec_ttl)
+        watch = self._remind(job.started + seat.exec_ttl)
+        if seat.vacant and seat.begun == seat.limit:
+            return [*watch, *self._heal()]  # a closing pool counts on it no longer
+        return watch
 
     def written(self, job: Job) -> None:
         """Note that the first bytes of an assigned job are on the wire."""
