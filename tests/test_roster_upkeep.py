@@ -394,6 +394,23 @@ def test_reset_is_a_repair() -> None:
     assert settled(office.ready())
 
 
+def test_the_old_worker_stays_when_all_that_was_new_is_gone() -> None:
+    """A reset fails while a successor stands by, which is as good. When that dies, there is nothing to replace."""
+    office = Office(2)
+    job = office.submit()
+    old = job.seat
+    office.roster.reset(renewed(office))
+    office.ready()
+    (successor,) = in_state(office, STANDBY)
+    office.roster.exited(in_state(office, STARTING)[0], 1)
+    assert successor.state is STANDBY
+    office.roster.exited(successor, -9)
+    assert old is not None
+    assert (old.relief, old.vacant, old.leaving) == (False, False, "")
+    assert not in_state(office, STARTING)
+    assert working(office) == 2
+
+
 def test_a_second_reset_takes_over() -> None:
     """Both are one change, which is done when the later plan is in place."""
     office = Office(2)
@@ -447,7 +464,7 @@ def test_close_while_a_broken_reset_is_under_way() -> None:
 
 
 def test_a_lease_ends_the_worker_a_closing_pool_counts_on() -> None:
-    """Its last permitted job begins inside a lease: the successor for who waits starts then, not when the lease ends."""
+    """Its last permitted job begins inside a lease: the successor for who waits starts then, not at the end."""
     office = Office(limits=steady(ttl=10.0), max_executions=1)
     let_time_pass(office)
     lease, waiting = office.submit(lease=True), office.submit()

@@ -922,6 +922,8 @@ class Roster:
         under_way = 0
         for seat in list(self.seats):
             serves_on = seat.state is SERVING and not seat.leaving and seat.vacant
+            if serves_on and seat.relief and seat.plan is self.plan and not seat.due and not seat.spent:
+                self._keep(seat, actions)  # a change was taken back, and now its successor is gone as well
             if serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
                 self._leave(seat, why, actions)
             if seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving)):
