@@ -457,8 +457,9 @@ class Roster:
         change = self._join_change()
         if size is not None:
             change.new_size, change.sized = size, True
-        change.slots = set() if plan.debug else set(range(change.new_size))
         self.target = change.new_size if plan.debug else max(self.target, change.new_size)
+        # All slots that will be there: in a pool that has grown, which of them is first to be replaced is not known.
+        change.slots = set() if plan.debug else set(range(change.new_size if change.sized else self.target))
         actions: list[Action] = []
         self._go_by(plan, actions)
         actions.extend(self._relieve())
@@ -642,7 +643,8 @@ class Roster:
             return self.retire(seat, "debug")
         if seat.spent:
             return self.retire(seat, "max_executions")
-        return [*self._make_room(seat), *self._relieve(), *self._heal()]
+        # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
+        return [*self._relieve(), *self._heal(), *self._make_room(seat)]
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
@@ -789,7 +791,7 @@ class Roster:
                 job.seat = seat
                 self._over(job, End.NOT_BOOTED)
                 actions.append(Wake(job))
-            elif change is not None and seat.plan is self.plan and seat.slot in change.slots:
+            elif change is not None and seat.plan is self.plan and self._decides(seat, change):
                 self._take_change_back(seat, change, actions)
             elif seat.plan is self.plan:
                 self._backoff.in_a_row += 1
@@ -927,7 +929,7 @@ class Roster:
             if serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
                 self._leave(seat, why, actions)
             if seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving)):
-                under_way += 1
+                under_way += not self._is_held_up(seat)
         places = max(1, self.target // RELIEVED_AT_A_TIME) - under_way
         change = self.change
         to_come = change.new_size if change is not None and change.sized else self.target
@@ -946,6 +948,12 @@ class Roster:
             seat.relief = seat.vacant = True
             places -= 1
         return actions
+
+    def _is_held_up(self, seat: Seat) -> bool:
+        """Whether a seat's successor has failed, and its slot waits for the next try: others must not wait with it."""
+        if seat.state is not SERVING or self._backoff.may_try(seat.slot, self._clock()):
+            return False
+        return not any(other.slot == seat.slot and other.state in (STARTING, STANDBY) for other in self.seats)
 
     def _has_successor(self, seat: Seat) -> bool:
         return any(other.slot == seat.slot and other.state is STANDBY for other in self.seats)
@@ -977,7 +985,10 @@ class Roster:
             growth.look_again(due)
         elif growth.wants_more(now, waiting, self.served, self._boot_took, grow_after):
             coming = sum(seat.state is STARTING for seat in self.seats)
-            if coming < waiting and not self._backoff.is_trying:
+            serving = {seat.slot for seat in self.seats if seat.state is SERVING}
+            if (
+                coming < waiting and self._backoff.failed <= serving
+            ):  # no slot's last worker has failed, for all we know
                 self.target += 1
                 growth.open_window(now, self.plan.limits.idle_ttl, 0)
 
@@ -1059,6 +1070,10 @@ class Roster:
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
+
+    def _decides(self, failed: Seat, change: Change) -> bool:
+        """Whether a change fails with this boot: it was asked for, or no worker of the new plan has ever come up."""
+        return failed.slot in change.slots or (change.plan is not self.plan and not self._is_proved())
 
     def _go_by(self, plan: Plan, actions: list[Action]) -> None:
         """Make this the plan: what failed, and what comes up, by another one is no matter any more."""
