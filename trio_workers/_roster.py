@@ -643,8 +643,12 @@ class Roster:
             return self.retire(seat, "debug")
         if seat.spent:
             return self.retire(seat, "max_executions")
+        actions: list[Action] = []
+        if seat.due == "idle_ttl":
+            seat.due = ""  # it was of use
+            actions.extend(self._remind(seat.expires_at))
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
-        return [*self._relieve(), *self._heal(), *self._make_room(seat)]
+        return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
@@ -924,9 +928,12 @@ class Roster:
         under_way = 0
         for seat in list(self.seats):
             serves_on = seat.state is SERVING and not seat.leaving and seat.vacant
-            if serves_on and seat.relief and seat.plan is self.plan and not seat.due and not seat.spent:
-                self._keep(seat, actions)  # a change was taken back, and now its successor is gone as well
-            if serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
+            if serves_on and self._has_no_reason(seat):
+                if self._has_successor(seat):
+                    self._leave(seat, RESET, actions)
+                else:
+                    self._keep(seat, actions)
+            elif serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
                 self._leave(seat, why, actions)
             if seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving)):
                 under_way += not self._is_held_up(seat)
@@ -948,6 +955,12 @@ class Roster:
             seat.relief = seat.vacant = True
             places -= 1
         return actions
+
+    def _has_no_reason(self, seat: Seat) -> bool:
+        """Whether a seat that was to be replaced is as good as any: the change that it was for has been taken back."""
+        if seat.plan is not self.plan or seat.due or seat.spent:
+            return False
+        return seat.relief or seat.leaving == RESET or not seat.limit  # with a limit, its last jobs may be near
 
     def _is_held_up(self, seat: Seat) -> bool:
         """Whether a seat's successor has failed, and its slot waits for the next try: others must not wait with it."""
@@ -1065,7 +1078,7 @@ class Roster:
                 elif seat.state is STANDBY:
                     self._leave(seat, RESET, actions)
             for seat in list(self.seats):
-                if seat.plan is self.plan and seat.state is SERVING and not seat.due and not seat.spent:
+                if seat.state is SERVING and seat.vacant and self._has_no_reason(seat):
                     self._keep(seat, actions)
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
@@ -1095,7 +1108,7 @@ class Roster:
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
-        if (seat.relief or seat.leaving == RESET) and not self._has_heir(seat):
+        if (seat.relief or seat.leaving == RESET or not seat.leaving) and not self._has_heir(seat):
             seat.relief = seat.vacant = False
             seat.leaving = ""
             self._offer_room(seat, actions)
