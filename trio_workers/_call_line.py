@@ -1,18 +1,23 @@
-"""The pool's side of a conversation with its own Python child, and the line that reads large answers in place.
+"""The pool's side of a conversation with its own Python child, and its lines: large answers are read in place.
 
 The stages and what may come in each are those of every conversation (`TABLE`); what differs is the messages
 (`_calls.py`), and that an answer must carry the id of the job it answers.
 """
 
+import contextlib
+import socket
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
 
+from . import _platform
 from ._calls import (
     END,
     ERROR,
     FROM_CHILD,
     HELLO,
+    LOOK,
+    MOST_PACKET,
     PART,
     READY,
     REFUSED,
@@ -45,7 +50,7 @@ class CallConversation:
         self.stage = Stage.SHAKING
         self._hello = hello
         self._decoder = Decoder(FROM_CHILD, max_frame_size)
-        self._id = 0
+        self.ids: deque[int] = deque()
 
     def __repr__(self) -> str:
         return f"<CallConversation: {self.stage.value}>"
@@ -60,24 +65,42 @@ class CallConversation:
 
     def stop_stream(self) -> bytes:
         """Return the message that asks the child to end the stream it is in."""
-        return _whole(STOP_STREAM, self._id)
+        return _whole(STOP_STREAM, self.ids[0])
 
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that a job is on its way to the child."""
-        self._id = int.from_bytes(frames[0][_ID], "little")
-        if self.stage is not _IDLE:
+        if self.stage is _IDLE:
+            self.stage = _WAITING
+        elif not self.ids:
             raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
-        self.stage = _WAITING
+        self.ids.append(_id_of(frames[0]))
 
     def take_whole(self, data: bytes) -> Event | None:
         """Take bytes from the child where they are a whole small result and nothing else, the usual case; else None."""
         if self.stage is not _WAITING:
             return None
         message = self._decoder.take_whole(data)
-        if message is None or message.kind != RESULT or message.id != self._id:
+        if message is None or message.kind != RESULT or message.id != self.ids[0]:
             return None
-        self.stage = _IDLE
+        self._end_job()
         return Replied(b"", message.body)
+
+    def take_several(self, data: bytes, events: deque[Event]) -> int:
+        """Take the small results at the front of these bytes, one after the other; return how many bytes they were."""
+        at = 0
+        ids, decoder = self.ids, self._decoder
+        while ids and self.stage is _WAITING:
+            message = decoder.take_front(data, at)
+            if message is None or message.kind != RESULT or message.id != ids[0]:
+                break
+            at += decoder.taken
+            self._end_job()
+            events.append(Replied(b"", message.body))
+        return at
+
+    def _end_job(self) -> None:
+        self.ids.popleft()
+        self.stage = _WAITING if self.ids else _IDLE
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the child."""
@@ -111,9 +134,9 @@ class CallConversation:
         message = self._decoder.next_message()
         if message is None:
             return None
-        if message.id != self._id:
-            what = f"it answered job {message.id}, but it was given job {self._id}"
-            raise FrameError(what, beginning(message))
+        given = self.ids[0] if self.ids else 0
+        if message.id != given:
+            raise FrameError(f"it answered job {message.id}, but it was given job {given}", beginning(message))
         if message.kind == REFUSED and self.stage is Stage.SHAKING:
             raise Refused(message.body[: message.split], message.body[message.split :])
         event = _interpret(message)
@@ -122,7 +145,13 @@ class CallConversation:
             name = "a refusal" if event is None else type(event).__name__
             raise FrameError(f"{name} can't come while {self.stage.value}", beginning(message))
         self.stage = stage
+        if stage is _IDLE and self.ids:
+            self._end_job()
         return event
+
+
+def _id_of(message: bytes | memoryview) -> int:
+    return int.from_bytes(message[_ID], "little")
 
 
 def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
@@ -169,6 +198,13 @@ class CallLine(Line):
                 if event is not None:
                     self._answered = True
                     return event
+                if len(calls.ids) > 1 and not calls.pending:
+                    data = data[calls.take_several(data, self.events) :]
+                    if self.events:
+                        if data:
+                            calls.receive(data)
+                        self._answered = True
+                        return self.events.popleft()
                 calls.receive(data)
             else:
                 count = relay.read_into(space)
@@ -183,3 +219,109 @@ class CallLine(Line):
             if event is not None:
                 return event
         return None
+
+
+class PacketLine(CallLine):
+    """A line to a Python child whose small jobs go as packets, each whole or not at all, beside the relay.
+
+    One read of the child takes exactly one packet, and the pool holds a copy of the child's end, so what the child has
+    not read can be taken back with certainty, while it lives and after its death. What is no small job goes over the
+    relay, behind a packet that says so (`LOOK`).
+    """
+
+    __slots__ = ("_in_packet", "_packets", "_spare")
+
+    def __init__(self, relay: FdRelay, conversation: CallConversation, packets: "Packets") -> None:
+        super().__init__(relay, conversation)
+        self._packets = packets.ours
+        self._spare = packets.theirs
+        self._in_packet = False
+
+    def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
+        """See `Line.begin`."""
+        relay = self.relay
+        small = len(frames) == 1 and len(frames[0]) <= MOST_PACKET
+        if small and not self._owed and not relay.closed:
+            self._begun = self._answered = False
+            if relay.has_input():
+                return self._stale()
+            try:
+                self._packets.send(frames[0])
+            except OSError as error:
+                return f"the worker can't be given a job ({error})"
+            self._calls.begin_job(frames)
+            self._begun = self._in_packet = True
+            return None
+        self._in_packet = False
+        if relay.closed:
+            return "the relay is closed"
+        if relay.has_input():
+            return self._stale()
+        try:
+            self._packets.send(LOOK)
+        except OSError as error:
+            return f"the worker can't be given a job ({error})"
+        return super().begin(frames)
+
+    def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
+        """See `Line.begin_ahead`."""
+        try:
+            self._packets.send(frames[0])
+        except OSError:
+            return False
+        self._calls.begin_job(frames)
+        return True
+
+    def take_back(self) -> Collection[int]:
+        """See `Line.take_back`."""
+        taken: dict[int, bytes] = {}
+        with contextlib.suppress(OSError):  # there is no more
+            while packet := self._spare.recv(MOST_PACKET, socket.MSG_DONTWAIT):
+                taken[_id_of(packet)] = packet
+        ids = self._calls.ids
+        if ids and len(taken) == len(ids):
+            self._packets.send(taken.pop(ids[0]))  # not even the job in front has been read: it stays
+        # The child may have read one while we did: the job in front is among ours then, and that one is not.
+        self._calls.ids = deque(id_ for id_ in ids if id_ not in taken)
+        return taken
+
+    def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
+        """See `Line.is_of`."""
+        return _id_of(job[0]) in ids
+
+    def turn(self) -> None:
+        """See `Line.turn`."""
+        self._answered = self._calls.pending
+        self._in_packet = True
+
+    def stop_worker(self) -> None:
+        """See `Line.stop_worker`."""
+        with contextlib.suppress(OSError):  # then it has read nothing for long, and is killed when its time is up
+            self._packets.send(self._calls.stop())
+
+    @property
+    def started(self) -> bool | None:
+        """See `Line.started`."""
+        if self._answered or not self._in_packet:
+            return super().started
+        return self._begun and not _platform.HERE.unread_packets(self._spare.fileno())
+
+    def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
+        """See `Line.unread_jobs`: what was unread has been taken back, but for the job in front."""
+        unread: list[bool | None] = [False] * len(sizes)
+        if sizes and _platform.HERE.unread_packets(self._spare.fileno()):
+            unread[0] = True
+        return unread
+
+    def close(self) -> None:
+        """See `Line.close`."""
+        super().close()
+        self._packets.close()
+        self._spare.close()
+
+
+class Packets(NamedTuple):
+    """A pair of sockets for packets: our end, and a copy of the child's."""
+
+    ours: socket.socket
+    theirs: socket.socket

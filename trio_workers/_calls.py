@@ -57,6 +57,12 @@ FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED))
 JOINED: "Final" = 32 * 1024
 """Up to this many bytes a body is copied behind its header and written at once; a larger one is not copied."""
 
+MOST_PACKET: "Final" = 16 * 1024
+"""Bytes of a job that goes as a packet: several fit into a socket's buffer as every system has it."""
+
+LOOK: "Final" = b"\0"
+"""The packet that says: the next message is on the relay."""
+
 OUT_OF_BAND: "Final" = 32 * 1024
 """From this many bytes on a buffer travels beside the pickle: below, copying it costs less than a system call more."""
 
@@ -117,6 +123,7 @@ class Decoder:
         "_size",
         "_target",
         "_whole",
+        "taken",
     )
 
     def __init__(self, legal: "frozenset[int]", limit: int) -> None:
@@ -131,6 +138,7 @@ class Decoder:
         self._size = 0
         self._at = 0
         self._error: FrameError | None = None
+        self.taken = 0
 
     def next_message(self) -> Message | None:
         """Return the next whole message, None where bytes are missing, or raise `FrameError`."""
@@ -169,6 +177,17 @@ class Decoder:
         if magic != MAGIC or announced != size or count or split > size or kind not in self._legal:
             return None
         return None if size > self._limit else Message(kind, id_, split, data[_SIZE:])
+
+    def take_front(self, data: bytes, at: int) -> Message | None:
+        """Take the whole small message that begins here, where there is one; `taken` is its size then."""
+        end = at + _SIZE
+        if len(data) < end:
+            return None
+        magic, kind, id_, split, count, announced = _unpack(data, at)
+        self.taken = _SIZE + announced
+        if magic != MAGIC or count or split > announced or end + announced > len(data) or kind not in self._legal:
+            return None
+        return None if announced > self._limit else Message(kind, id_, split, data[end : end + announced])
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""

@@ -24,11 +24,14 @@ class Answer(Protocol):
 class Codec(Protocol):
     """What a pool core needs of a codec; how a job's frames come about is the pool's own affair.
 
-    `dialect` names the wire. A job that was encoded for another one, before a `reset`, is encoded anew.
+    `dialect` names the wire. A job that was encoded for another one, before a `reset`, is encoded anew. `recalls`: its
+    lines can take back jobs that the worker has not read.
     """
 
     @property
     def dialect(self) -> str: ...
+    @property
+    def recalls(self) -> bool: ...
     def encode(self, payload: Payload) -> tuple[bytes | memoryview, ...]: ...
     def encode_anew(self, payload: Payload) -> tuple[bytes | memoryview, ...]: ...
     def failure(self, outcome: Failed) -> Exception: ...
@@ -39,6 +42,7 @@ class PayloadCodec:
 
     def __init__(self, config: Config) -> None:
         self.dialect = config.protocol
+        self.recalls = False
         # The sizes of goridge-3 are 32 bits wide, those of the older dialects 64.
         self._limit = min(config.max_frame_size, 2**32 - 1) if config.protocol == "goridge-3" else config.max_frame_size
 

@@ -279,6 +279,7 @@ class Config:
     limits: Limits = attrs.field(factory=Limits, validator=_instance(Limits))
     max_workers: int | None = attrs.field(default=None, validator=_integer(1, optional=True))
     grow_after: float = attrs.field(default=0.1, validator=_number())
+    read_ahead: int = attrs.field(default=1, validator=_integer(1))
     debug: bool = attrs.field(default=False, validator=_instance(bool))
     name: str = attrs.field(default="pool", validator=_check_name)
 

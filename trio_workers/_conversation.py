@@ -2,7 +2,8 @@
 
 Theory. A connection is always in one of five states, and what a frame *is* depends on the state it comes in: the
 dialects have no message types of their own beyond control, error and payload. `TABLE` is the whole of it: for each
-state, which events may come and where they lead. What the pool says (`begin_job`) moves along the same table. An event
+state, which events may come and where they lead. What the pool says (`begin_job`) moves along the same table. Jobs that
+lie behind one another are counted: where one ends and another lies behind it, IDLE is passed by at once. An event
 that the table does not list is a `FrameError`, whoever is to blame, and there is no way on from there: a connection
 that has been refused once is never used again.
 
@@ -154,6 +155,8 @@ def _rows(legal: dict[Stage, frozenset[int]]) -> _Row:
 _START_OLD: Final = _rows(_LEGAL_OLD)
 _START_3: Final = _rows(_LEGAL_3)
 _SHAKING: Final = Stage.SHAKING
+_IDLE: Final = Stage.IDLE
+_AT_WORK: Final = frozenset((Stage.WAITING, Stage.BODY, Stage.STREAMING))
 _WAITING: Final = Stage.WAITING
 _STREAMING: Final = Stage.STREAMING
 _NO_BITS: Final = frozenset((0,))
@@ -201,7 +204,7 @@ class Conversation:
     write back (pongs).
     """
 
-    __slots__ = ("_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol", "stray")
+    __slots__ = ("_behind", "_context", "_decoder", "_limit", "_old", "_row", "answers", "protocol", "stray")
 
     def __init__(self, protocol: str, max_frame_size: int) -> None:
         self.protocol: str = protocol
@@ -211,6 +214,7 @@ class Conversation:
         self._row = _START_OLD if self._old else _START_3
         self._limit = max_frame_size
         self._context = b""
+        self._behind = 0
         self._decoder = Decoder(protocol, HANDSHAKE_LIMIT, self._row.legal, _NO_BITS)
 
     def __repr__(self) -> str:
@@ -234,8 +238,11 @@ class Conversation:
         return STOP_STREAM
 
     def begin_job(self, frames: Sequence[bytes | memoryview] = ()) -> None:
-        """Note that a job is on its way to the worker."""
-        self._move("job")
+        """Note that a job is on its way to the worker; where it has another one, that lies behind it."""
+        if self._row.stage in _AT_WORK:
+            self._behind += 1
+        else:
+            self._move("job")
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the worker."""
@@ -268,6 +275,9 @@ class Conversation:
         if row is None:
             name = what if isinstance(what, str) else what.__name__
             raise FrameError(f"{name} can't come while {self.stage.value}", self._decoder.leftover)
+        if self._behind and row.stage is _IDLE:
+            self._behind -= 1
+            row = row.moves["job"]
         self._row = row
         self._decoder.legal = row.legal
 

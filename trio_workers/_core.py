@@ -39,7 +39,7 @@ from ._errors import (
 from ._exchange import MIB, Ending, Exchange, Parts, describe_end, explain_end, explain_timeout, judge, named
 from ._factories import Factory, Spawner
 from ._model import JobRecord, Payload, WorkerEvent, WorkerState
-from ._roster import Roster
+from ._roster import MOST_AHEAD, Roster
 from ._seats import (
     ASSIGNED,
     GONE,
@@ -48,6 +48,7 @@ from ._seats import (
     STOPPING,
     WAITING,
     Action,
+    Ahead,
     Begin,
     Change,
     Drained,
@@ -63,6 +64,7 @@ from ._seats import (
     Seat,
     Settled,
     Spawn,
+    TakeBack,
     Wake,
     Watch,
 )
@@ -192,7 +194,7 @@ class PoolCore:
         self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Wake | Spawn | Drained] = deque()
+        self._now: deque[Begin | Ahead | TakeBack | Wake | Spawn | Drained] = deque()
         self._emits: deque[Emit | GiveUp | Settled] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
@@ -401,12 +403,16 @@ class PoolCore:
             self._close_unused_spawners()
         self._nap.deadline = min(self.roster.next_deadline(), self._read_memory_at)
 
-    def _do(self, action: Begin | Wake | Spawn | Drained) -> None:
+    def _do(self, action: Begin | Ahead | TakeBack | Wake | Spawn | Drained) -> None:
         match action:
             case Begin(job):
                 if job.state is ASSIGNED and not job.lease:
                     self.exchange.begin(job)
                 self.exchange.ring(job)
+            case Ahead(job):
+                self.exchange.write_ahead(job)
+            case TakeBack(seat):
+                self.exchange.take_back(seat)
             case Wake(job):
                 self.exchange.ring(job)
             case Spawn(seat):
@@ -691,7 +697,7 @@ class PoolCore:
 
 
 def _plan(source: Source) -> Plan:
-    config = source.config
+    config, recalls = source.config, source.codec.recalls
     return Plan(
         restart=config.restart,
         limits=config.limits,
@@ -700,6 +706,8 @@ def _plan(source: Source) -> Plan:
         max_workers=config.max_workers,
         grow_after=config.grow_after,
         debug=config.debug,
+        read_ahead=MOST_AHEAD + 1 if recalls else config.read_ahead,
+        recalls=recalls,
         source=source,
     )
 

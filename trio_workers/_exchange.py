@@ -66,6 +66,9 @@ E = TypeVar("E", bound=WorkerError)
 LONGEST_LABEL: Final = 100
 """Characters of a job's label that an error or a log line shows."""
 
+MOST_BYTES_AHEAD: Final = 4096
+"""Bytes of a job that may lie in a line ahead of its turn: PIPE_BUF on Linux, so a pipe takes it whole or not at all."""
+
 KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
 
@@ -161,6 +164,8 @@ class Exchange:
             )
         roster = self._roster
         if seat is None:
+            if roster.plan.read_ahead > 1 and (len(job.frames) > 1 or len(job.frames[0]) > MOST_BYTES_AHEAD):
+                job.alone = True
             actions = roster.submit(job)
         else:
             _check_held(seat)
@@ -190,6 +195,9 @@ class Exchange:
         """Return the job's next outcome, from whatever half-state it is in; raise what else becomes of it."""
         woken = False
         while True:
+            if job.outcome is not None:  # read by the task of the job in front
+                outcome: Outcome = job.outcome
+                return outcome
             if job.state is ASSIGNED:
                 self.begin(job)
                 continue
@@ -215,7 +223,9 @@ class Exchange:
                         woken = False
                         event = line.read()  # written before we were woken, so it may have been answered meanwhile
                     if event is None:
-                        event = await self._next_event(line)
+                        event = await self._next_event(job, line)
+                        if event is None:
+                            continue
             except (LineEnded, OSError) as error:
                 await self._suspect(job, seat, str(error) or "it closed its relay", grace=True)
                 continue
@@ -251,6 +261,11 @@ class Exchange:
                 while job.state is WAITING:
                     await bell.receive.receive()
                     job.rung = False
+            if job.ahead is not None:
+                self._withdraw(job)
+            while job.state is WAITING and job.ahead is not None:  # the worker has it: its turn comes
+                await bell.receive.receive()
+                job.rung = False
             if not (job.unhurried and any(seat.state is SERVING for seat in self._roster.seats)):
                 break
         if job.state is WAITING:
@@ -269,16 +284,54 @@ class Exchange:
             job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
         why = line.begin(job.frames)
         if why is None:
-            self._roster.written(job)
+            if actions := self._roster.written(job):
+                self._carry_out(actions)
         else:
             self._carry_out(self._roster.refused(seat, job, line.fault or why))
 
-    async def _next_event(self, line: Line) -> Event:
-        """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small."""
+    def write_ahead(self, job: Job) -> None:
+        """Write a job into the line of a worker that is at another, if the line takes it at once."""
+        seat = job.ahead
+        if seat is None:
+            return  # taken back already
+        line, codec = seat.worker.line, seat.plan.source.codec
+        if job.dialect != codec.dialect:
+            job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+        if not line.begin_ahead(job.frames):
+            self._carry_out(self._roster.taken_back(seat, [job]))
+
+    def take_back(self, seat: Seat) -> None:
+        """Take back what lies in a line and has not been read."""
+        line = seat.worker.line
+        if line is None or not (ids := line.take_back()):
+            return
+        head = [job for job in seat.jobs if line.is_of(job.frames, ids)]
+        self._carry_out(self._roster.taken_back(seat, [job for job in seat.ahead if line.is_of(job.frames, ids)]))
+        if head:  # its worker has read the next one instead, in the same moment
+            self._carry_out(self._roster.returned(seat, head))
+            line.relay.wake()
+
+    def _withdraw(self, job: Job) -> None:
+        """Take back a job that waits in a line. Where its worker has it already, see how far that has come."""
+        seat = job.ahead
+        assert seat is not None
+        self.take_back(seat)
+        if job.ahead is not None and seat.plan.recalls and seat.jobs:
+            # All that were before it have been answered, for that is what comes before the worker reads another.
+            self._look(seat.jobs[0])
+            seat.worker.line.relay.wake()
+
+    async def _next_event(self, job: Job, line: Line) -> Event | None:
+        """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small.
+
+        None where another task has read it meanwhile.
+        """
         if not line.whole:
             return await self._write_while_reading(line)
         while True:
             await line.relay.wait_readable()
+            if job.state is not WRITTEN or job.seat is None or job.seat.worker.line is not line:
+                return None
             event = line.read()
             if event is not None:
                 return event
@@ -323,9 +376,31 @@ class Exchange:
             job.rung = False
 
     def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
-        """Take note of a whole outcome and hand the worker on, in one synchronous block."""
+        """Take note of a whole outcome and hand the worker on, in one synchronous block.
+
+        So with what came behind it: the answers to jobs that lay in the line, each for its own task.
+        """
+        self._settle_one(job, seat, line, event)
+        while seat.jobs and line.has_more:
+            job = seat.jobs[0]
+            try:
+                another = line.take()
+            except FrameError as error:
+                self._carry_out(self._roster.suspect(seat, error))
+                return
+            if another is None:
+                return
+            if type(another) is Part:
+                line.events.appendleft(another)  # for its own task, which has been rung
+                return
+            if type(another) is not StopAsked:
+                job.outcome = another
+            self._settle_one(job, seat, line, another)
+            self.ring(job)
+
+    def _settle_one(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         dirt: FrameError | None = None
-        if not line.clean:
+        if not seat.ahead and not line.clean:
             if line.conversation.pending:
                 dirt = FrameError("it sent more than the job's answer", line.conversation.leftover)
             else:
@@ -335,6 +410,7 @@ class Exchange:
             actions = self._roster.stop_requested(seat, job, dirt)
         else:
             actions = self._roster.replied(seat, job, dirt)
+        line.turn()
         if actions:
             self._carry_out(actions)
 
@@ -344,15 +420,33 @@ class Exchange:
         """The caller has gone, by whatever exception: what becomes of the worker follows from where the job is.
 
         Waiting: the job leaves the queue. Given a worker, nothing written: the worker goes back. Written: one last
-        look, and a whole reply means a clean worker, which stays; else it is killed.
+        look, and a whole reply means a clean worker, which stays; else it is killed. What lies behind it in the line is
+        taken back before that; where it can't be, the job runs on, and its answer is read behind the caller's back.
         """
-        if job.state is WRITTEN and not job.streaming:
-            self._last_look(job)
+        if self._leave_in_line(job):
+            return
         if job.state is not DONE:
             self._carry_out(self._roster.cancelled(job))
         self.hang_up(job)
 
-    def _last_look(self, job: Job) -> None:
+    def _leave_in_line(self, job: Job) -> bool:
+        """See whether a job whose caller has gone must be left to its worker, for others' sake."""
+        if job.ahead is not None:
+            self._withdraw(job)
+        seat = job.seat
+        if job.state is WRITTEN and seat is not None:
+            if seat.ahead:
+                self.take_back(seat)
+            if not job.streaming:
+                self._look(job)
+        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or job.bound):
+            return False
+        job.bound = True
+        self._background(self._read_out, job)
+        return True
+
+    def _look(self, job: Job) -> None:
+        """See, without waiting, whether the whole answer to a job is there, and settle it."""
         seat = job.seat
         line = None if seat is None else seat.worker.line
         if seat is None or line is None or not line.whole:
@@ -363,9 +457,14 @@ class Exchange:
                 event = line.read()
         except (LineEnded, FrameError, OSError):
             return
-        if event is not None and type(event) is not Part:
-            job.bound = True  # nobody is left to hand it on for
-            self._settle(job, seat, line, event)
+        if event is None:
+            return
+        if type(event) is Part:
+            line.events.appendleft(event)
+            return
+        if type(event) is not StopAsked:
+            job.outcome = event
+        self._settle(job, seat, line, event)
 
     def leave(self, job: Job) -> None:
         """The caller wants no more of a reply that is under way: read it out behind its back, keep the worker."""
@@ -460,6 +559,7 @@ class Parts(Generic[T]):
         self: Parts[T] = object.__new__(cls)
         self._exchange = exchange
         self._job = job
+        job.alone = True
         self._seat = seat
         self._decode = decode
         self._over = False

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
+from . import _platform
 from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short, restore
 from ._codec import Answer
 from ._conversation import Failed
@@ -40,6 +41,7 @@ class FunctionCodec:
 
     dialect = ""
     """There is one wire, for there is one program."""
+    recalls = _platform.HERE.has_packets()
 
     def __init__(self, pickler: object, max_frame_size: int | None, main_problem: str = "") -> None:
         if not isinstance(pickler, str):

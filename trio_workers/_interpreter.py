@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import pickle
 import socket
@@ -12,7 +13,8 @@ from typing import Any, Final, cast
 import attrs
 import trio
 
-from ._call_line import CallConversation, CallLine
+from . import _platform
+from ._call_line import CallConversation, CallLine, Packets, PacketLine
 from ._calls import in_short
 from ._factories import DescriptorSpawner, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
@@ -120,6 +122,7 @@ class _PythonSpawner(DescriptorSpawner):
     def __init__(self, factory: PythonFactory) -> None:
         super().__init__()
         self._factory = factory
+        self._beside: dict[WorkerProcess, Packets] = {}
 
     @trio.lowlevel.enable_ki_protection
     async def spawn(self, launch: Launch) -> WorkerProcess:
@@ -137,12 +140,32 @@ class _PythonSpawner(DescriptorSpawner):
             the_childs.callback(os.close, null)
             os.set_blocking(fd, False)
             relay = FdRelay(fd, fd, kind="unix")
+            packets = self._packets(ours) if _platform.HERE.has_packets() else None
+            inherited = (child_fd,) if packets is None else (child_fd, packets.theirs.fileno())
             process = await spawn_process(
-                attrs.evolve(launch, argv=(*launch.argv, str(child_fd), ROOT)),
-                stdin=null, stdout=None, limiter=self._limiter, inherited=(child_fd,),
+                attrs.evolve(launch, argv=(*launch.argv, ",".join(map(str, inherited)), ROOT)),
+                stdin=null, stdout=None, limiter=self._limiter, inherited=inherited,
             )  # fmt: skip
             ours.pop_all()
+        if packets is not None:
+            self._beside[process] = packets
+            process.at_reap(functools.partial(self._drop_packets, process))
         return self._keep(process, relay)
+
+    def _packets(self, ours: contextlib.ExitStack) -> Packets:
+        ends: list[socket.socket] = []
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            with end:
+                above = socket.socket(fileno=_above_2(end))
+            ours.callback(above.close)
+            ends.append(above)
+        # The child's end is one open file with our copy of it, so it can't be non-blocking; we ask for that each time.
+        ends[0].setblocking(False)
+        return Packets(*ends)
+
+    def _drop_packets(self, process: WorkerProcess) -> None:
+        for end in self._beside.pop(process, ()):
+            end.close()
 
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
@@ -152,7 +175,9 @@ class _PythonSpawner(DescriptorSpawner):
         except Exception as error:
             text = f"sys.path or sys.argv can't be sent to a worker: {in_short(error)}"
             raise RuntimeError(text) from error
-        return CallLine(self._take(process), CallConversation(hello, launch.max_frame_size))
+        relay, conversation = self._take(process), CallConversation(hello, launch.max_frame_size)
+        packets = self._beside.pop(process, None)
+        return CallLine(relay, conversation) if packets is None else PacketLine(relay, conversation, packets)
 
     def advice(self, error: Exception | None) -> str | None:
         if isinstance(error, RuntimeError):

@@ -279,6 +279,14 @@ class Platform(ABC):
         """
 
     @abstractmethod
+    def has_packets(self) -> bool:
+        """Whether there are sockets for packets, which keep their order and their bounds (SOCK_SEQPACKET)."""
+
+    @abstractmethod
+    def unread_packets(self, fd: int) -> bool:
+        """Whether packets can be read from this socket."""
+
+    @abstractmethod
     def grow_pipe(self, fd: int) -> None:
         """Grow a pipe to `PIPE_SIZE` where that can be had."""
 
@@ -328,6 +336,14 @@ class Portable(Platform):
     def unread_bytes(self, fd: int) -> int | None:
         """Return None: nobody can know."""
         return None
+
+    def has_packets(self) -> bool:
+        """Return False."""
+        return False
+
+    def unread_packets(self, fd: int) -> bool:
+        """Return False."""
+        return False
 
     def grow_pipe(self, fd: int) -> None:
         """Leave it as it is."""
@@ -396,8 +412,15 @@ class Linux(Platform):
             request = termios.TIOCOUTQ
         else:
             return None  # TCP: what was acknowledged is in the peer's kernel, which does not mean that it was read
-        count: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
-        return count
+        return _ask(fd, request)
+
+    def has_packets(self) -> bool:
+        """Return True."""
+        return True
+
+    def unread_packets(self, fd: int) -> bool:
+        """Ask FIONREAD."""
+        return _ask(fd, termios.FIONREAD) > 0
 
     def grow_pipe(self, fd: int) -> None:
         """Ask for it; where the user's limit is reached the pipe stays as it is."""
@@ -468,6 +491,11 @@ class Linux(Platform):
                 return int(statm.read(256).split()[1]) * PAGE_SIZE
         except (OSError, IndexError):
             return None  # it has ended, or is about to
+
+
+def _ask(fd: int, request: int) -> int:
+    count: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
+    return count
 
 
 def _is_unix(fd: int) -> bool:

@@ -15,7 +15,7 @@ import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import trio
@@ -83,12 +83,23 @@ class Relay(ABC):
     def close(self) -> None:
         """Close. Doing it twice is harmless."""
 
+    def wake(self) -> None:
+        """Wake who waits for this relay to be readable: somebody else has read what he waits for.
+
+        He may find nothing, or get `trio.ClosedResourceError`, and looks at his job.
+        """
+        return
+
     async def wait_for_rest(self) -> None:
         """Wait until what a dead worker had written has arrived; where `read_now` gets it at once, there is no wait."""
         return
 
     def unread(self) -> bool | None:
         """After the worker's death: did it leave bytes of ours unread? None where nobody can know."""
+        return None
+
+    def unread_bytes(self) -> int | None:
+        """After the worker's death: how many bytes of ours did it leave unread? None where nobody can know."""
         return None
 
 
@@ -168,6 +179,13 @@ class FdRelay(Relay):
             os.close(fd)
         if self._quick_ack is not None:
             self._quick_ack.close()
+
+    def wake(self) -> None:
+        if self._read_fd >= 0:
+            trio.lowlevel.notify_closing(self._read_fd)
+
+    def unread_bytes(self) -> int | None:
+        return _platform.HERE.unread_bytes(self._write_fd) if self.kind == "pipe" else None
 
     def unread(self) -> bool | None:
         if self.kind == "pipe":
@@ -293,7 +311,11 @@ class StreamRelay(Relay):
 
 
 class Line:
-    """A relay and its conversation, as a job sees them. Carries one job at a time."""
+    """A relay and its conversation, as a job sees them.
+
+    A worker takes the jobs of its line one after the other. What is said of "the job" here is about the one in front;
+    others may lie behind it (`begin_ahead`), whose turn comes when the one before is answered (`turn`).
+    """
 
     __slots__ = ("_answered", "_begun", "_owed", "_unsent", "conversation", "events", "fault", "peer", "relay")
 
@@ -343,6 +365,49 @@ class Line:
                 self._unsent.clear()
                 return f"the worker does not read its relay any more ({error})"
         return None
+
+    def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
+        """Write a small job behind those that the worker has not answered yet; False, and nothing, where that can't be."""
+        if self._unsent or self._owed or self.relay.closed:
+            return False
+        (frame,) = frames
+        try:
+            written = self.relay.write_now(frame)
+        except OSError:
+            return False  # whoever reads this line will see that it is at its end
+        if not written:
+            return False
+        self.conversation.begin_job(frames)
+        if written < len(frame):
+            self._unsent.append(memoryview(frame)[written:])  # whose turn it is writes on
+        return True
+
+    def take_back(self) -> Collection[int]:
+        """Take back what the worker has not read yet; return the ids of those jobs.
+
+        Where none of them has been read the one in front stays; else that may be among them.
+        """
+        return ()
+
+    def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
+        """Whether one of these ids is that of a job with these frames."""
+        return False
+
+    def turn(self) -> None:
+        """Note that the job in front has been answered: it is the next one's turn, if one lies behind it."""
+        self._answered = self.conversation.pending
+
+    def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
+        """After the worker's death: for each of the jobs it had, whether it did not read it whole; None: not known."""
+        left = self.relay.unread_bytes()
+        if left is None:
+            return [None] * len(sizes)
+        left += sum(map(len, self._unsent))
+        unread: deque[bool | None] = deque()
+        for size in reversed(sizes):
+            unread.appendleft(left > 0)
+            left -= size
+        return list(unread)
 
     def _stale(self) -> str:
         data = self.relay.read_now(READ_SIZE)
@@ -480,7 +545,7 @@ class Line:
     @property
     def clean(self) -> bool:
         """Whether nothing trails behind a whole reply, and nothing of its job is unsent: the line can carry another."""
-        return not self.conversation.pending and not self._unsent
+        return not self.conversation.pending and not self._unsent and not self.events
 
     # the end
 
@@ -519,6 +584,11 @@ class Line:
             return False
         unread = self.relay.unread()
         return None if unread is None else not unread
+
+    @property
+    def answered(self) -> bool:
+        """Whether the present job has been answered, at least in part."""
+        return self._answered
 
     def first_bytes(self) -> str:
         """Show what has arrived and was no frame, for an error; an empty string where there is nothing."""

@@ -10,6 +10,9 @@ The rules, in the order in which they win:
 * A job is handed to a seat once. It goes on to another seat only where it provably did not start, to the front of the
   queue, and at most `target + 1` times.
 * Jobs get seats in the order in which they came; a job waits only while no seat has room.
+* Jobs that wait may be lent to a line (`Ahead`): they lie there ahead of their turn, wait all the same, and their turn
+  comes with the reply to the one before. Where a line can give them back (`Plan.recalls`), it does so before its worker
+  is killed, and when the job in front takes longer than `PATIENCE`; then they wait as if nothing had been.
 * What to spawn is derived from the seats there are (`_heal`), never from a counter beside them. A slot is a number from
   0 to `target - 1`; a seat holds its slot until it is `vacant`: about to spend its last permitted job, to be replaced
   by plan, on its way out, or gone.
@@ -51,6 +54,7 @@ from ._seats import (
     WRITTEN,
     Action,
     Actions,
+    Ahead,
     Begin,
     Change,
     Drained,
@@ -66,8 +70,16 @@ from ._seats import (
     Seat,
     Settled,
     Spawn,
+    TakeBack,
     Wake,
 )
+
+MOST_AHEAD: Final = 15
+"""Jobs that may lie in a line behind the one a worker has, where they can be taken back."""
+
+PATIENCE: Final = 0.001
+"""Seconds of work that may lie in such a line, and for how long a job may hold up those behind it: about as long as a
+job that waits can do without a worker that has become free."""
 
 RELIEVED_AT_A_TIME: Final = 8
 """One worker in so many may be in replacement by plan, at least one: a boot costs about a core for its time, and the
@@ -113,6 +125,8 @@ class Roster:
         self._growth = Growth()
         self._free: OrderedDict[Seat, None] = OrderedDict()
         self._waiting: OrderedDict[Job, None] = OrderedDict()
+        self._queue: OrderedDict[Job, None] = OrderedDict()  # those of them that lie in no line
+        self._roomy: dict[Seat, None] = {}
         self._boot_took = 0.0
         self._alarm = math.inf
 
@@ -157,7 +171,7 @@ class Roster:
         """Take a job. With room it gets its seat now (`ASSIGNED`), else it waits, or is over with `job.end` set."""
         if self.phase is not Phase.OPEN:
             return self._over(job, End.CLOSED)
-        if not self._waiting and (seat := self._find_seat(job)) is not None:
+        if not self._queue and (seat := self._find_seat(job)) is not None:
             self._take_away(seat)
             return self._give(job, seat)
         bound = self.plan.max_queue
@@ -165,7 +179,12 @@ class Roster:
             return self._over(job, End.QUEUE_FULL)
         job.queued = job.handed_in = self._clock()
         self._waiting[job] = None
-        return self._heal() if self.plan.debug else self._watch_queue()
+        self._queue[job] = None
+        if self.plan.debug:
+            return self._heal()
+        if self._roomy and len(self._queue) == 1:
+            return [*self._watch_queue(), *self._lend()]
+        return self._watch_queue()
 
     def submit_to(self, seat: Seat, job: Job) -> Actions:
         """Give a job to a leased seat, outside the queue."""
@@ -184,9 +203,14 @@ class Roster:
             return [*watch, *self._heal()]  # a closing pool counts on it no longer
         return watch
 
-    def written(self, job: Job) -> None:
+    def written(self, job: Job) -> Actions:
         """Note that the first bytes of an assigned job are on the wire."""
         job.state = WRITTEN
+        seat = job.seat
+        if seat is None or not seat.depth or job.alone:
+            return NOTHING
+        self._roomy[seat] = None
+        return self._lend() if self._queue else NOTHING
 
     def replied(self, seat: Seat, job: Job, dirt: BaseException | str | None = None) -> Actions:
         """Take note of a job's whole outcome; `dirt` says why the line can't carry another job."""
@@ -195,6 +219,8 @@ class Roster:
         self._has_served(seat)
         if dirt is not None:
             return self.suspect(seat, dirt)
+        if seat.plan.recalls:
+            self._note_pace(seat, self._clock() - job.started)
         return self._make_room(seat)
 
     def stop_requested(self, seat: Seat, job: Job, dirt: BaseException | str | None = None) -> Actions:
@@ -225,10 +251,11 @@ class Roster:
         job.state = DONE
         if state is WAITING:
             self._waiting.pop(job, None)
+            self._queue.pop(job, None)
             if job.reserved is not None:
                 return self.kill(job.reserved, "cancelled")
             # A lease that needed a whole worker may have held back jobs that do not.
-            return [*self._serve(), *self._after_departure()]
+            return [*self._serve(), *self._lend(), *self._after_departure()]
         if state is DONE or seat is None:
             return NOTHING
         if job.lease:
@@ -253,6 +280,15 @@ class Roster:
         actions: list[Action] = []
         self._hand_on(back, actions, End.CRASHED)
         actions.extend(self._make_room(seat))
+        return actions
+
+    def taken_back(self, seat: Seat, jobs: Iterable[Job]) -> Actions:
+        """Jobs that lay in the seat's line are out of it, unread: they wait as if they had not been there."""
+        actions: list[Action] = []
+        self._roomy.pop(seat, None)
+        self._end_loan(seat, list(jobs), actions)
+        actions.extend(self._serve())
+        actions.extend(self._after_departure())
         return actions
 
     def released(self, job: Job) -> Actions:
@@ -373,7 +409,13 @@ class Roster:
         if stood_by:
             self._serve_on(seat.slot, actions)
         going_on: list[Job] = []
-        for job in list(seat.jobs):
+        unread: list[Job] = []
+        for job in [*seat.jobs, *seat.ahead]:
+            if job.ahead is not None:
+                if job in fresh and not job.bound and self.phase is not Phase.ABORTED:
+                    unread.append(job)
+                    continue
+                self._take_over(seat, job)
             if job in done:
                 job.state = DONE
                 self._has_served(seat)
@@ -386,6 +428,7 @@ class Roster:
                 self._over(job, self._end_with(seat, job))
             actions.append(Wake(job))
         seat.jobs.clear()
+        self._end_loan(seat, unread, actions)
         if seat.lease is not None:
             lease, seat.lease = seat.lease, None
             if lease.bound or self.phase is Phase.ABORTED:
@@ -417,6 +460,10 @@ class Roster:
                         break
         actions: list[Action] = []
         self._exceed(exceeding, actions)
+        for seat in self.seats:
+            if seat.ahead and seat.plan.recalls and seat.jobs and seat.jobs[0].started + PATIENCE <= now:
+                self._note_pace(seat, PATIENCE)
+                actions.append(TakeBack(seat))
         actions.extend(self._shrink(now))
         self._note_what_is_due(now)
         self._grow(now)
@@ -519,10 +566,11 @@ class Roster:
         self.phase = Phase.ABORTED
         actions: list[Action] = []
         self._drop_change(actions)
-        for job in self._waiting:
+        for job in self._queue:
             self._over(job, End.CLOSED)
             actions.append(Wake(job))
-        self._waiting.clear()
+            del self._waiting[job]
+        self._queue.clear()
         for seat in list(self.seats):
             actions.extend(self.kill(seat, "closing"))
         if not self.seats:
@@ -569,6 +617,10 @@ class Roster:
         seat.begun += 1
         if not seat.spent and len(seat.jobs) < seat.capacity:
             self._free[seat] = None
+        return self._note_start(seat, now)
+
+    def _note_start(self, seat: Seat, now: float) -> Actions:
+        """A job has begun: see what its worker's limits say."""
         watch = self._remind(now + seat.exec_ttl)
         if seat.limit and self._is_nearly_spent(seat, now) and (seat.spent or not seat.vacant):
             seat.vacant = True  # the successor starts now, ahead of the worker's end
@@ -586,11 +638,11 @@ class Roster:
 
     def _serve(self) -> Actions:
         """Give waiting jobs to free seats, both in their order."""
-        if not self._waiting or not self._free:
+        if not self._queue or not self._free:
             return NOTHING
         actions: list[Action] = []
-        while self._waiting and self._free:
-            job = next(iter(self._waiting))
+        while self._queue and self._free:
+            job = next(iter(self._queue))
             seat = self._find_seat(job)
             if seat is None:
                 break
@@ -601,6 +653,7 @@ class Roster:
     def _begin(self, job: Job, seat: Seat, actions: list[Action]) -> None:
         """Give a waiting job its seat, which is not among the free ones."""
         del self._waiting[job]
+        del self._queue[job]
         job.waited += self._clock() - job.queued
         actions.extend(self._give(job, seat))
         actions.append(Begin(job))
@@ -610,6 +663,8 @@ class Roster:
         seat.changed = self._wall()
         if seat.state is not SERVING:
             return self._after_departure()
+        if seat.ahead and not seat.jobs:
+            return self._go_on(seat)
         if seat.leaving or seat.spent or seat.plan.debug:
             if seat.jobs or (seat.lease is not None and not seat.at_once):
                 return NOTHING
@@ -625,7 +680,7 @@ class Roster:
             seat.free_since = self._clock()
             if watch := self._remind(seat.free_since + seat.idle_ttl):
                 return [*watch, *self._serve(), *self._after_departure()]
-        if self._waiting:
+        if self._queue:
             return self._serve()
         if self.phase is Phase.OPEN:
             return NOTHING
@@ -650,6 +705,82 @@ class Roster:
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
         return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
 
+    # jobs ahead of their turn
+
+    def _lend(self) -> Actions:
+        """Let jobs that wait lie in the lines of those at work, as far as there is room, each behind the next."""
+        actions: list[Action] = []
+        queue, roomy = self._queue, self._roomy
+        while queue and roomy:
+            job = next(iter(queue))
+            if job.alone or job.lease:
+                break  # nobody may get past it
+            seat = next(iter(roomy))
+            del roomy[seat]
+            if not self._has_room_ahead(seat):
+                continue
+            del queue[job]
+            job.ahead = seat
+            seat.ahead.append(job)
+            actions.append(Ahead(job))
+            if seat.plan.recalls:
+                actions.extend(self._remind(seat.jobs[0].started + PATIENCE))
+            if self._has_room_ahead(seat):
+                roomy[seat] = None
+        return actions
+
+    def _has_room_ahead(self, seat: Seat) -> bool:
+        if seat.state is not SERVING or seat.leaving or seat.lease is not None or len(seat.jobs) != 1:
+            return False
+        head, count = seat.jobs[0], len(seat.ahead)
+        if head.state is not WRITTEN or head.alone or count >= seat.depth:
+            return False
+        return not 0 < seat.limit <= seat.begun + count
+
+    def _go_on(self, seat: Seat) -> Actions:
+        """Its worker has gone on to the next of those that lie in its line."""
+        job = seat.ahead[0]
+        now = self._clock()
+        self._take_over(seat, job)
+        job.waited += now - job.queued
+        job.state = WRITTEN
+        job.started = now
+        seat.jobs.append(job)
+        actions = [Wake(job), *self._note_start(seat, now)]
+        if self._queue and seat.depth:
+            self._roomy[seat] = None
+            actions.extend(self._lend())
+        return actions
+
+    def _take_over(self, seat: Seat, job: Job) -> None:
+        """A job that lay in a seat's line is the seat's."""
+        del self._waiting[job]
+        seat.ahead.remove(job)
+        seat.begun += 1
+        job.ahead = None
+        job.seat = seat
+
+    def _end_loan(self, seat: Seat, jobs: list[Job], actions: list[Action]) -> None:
+        """Put jobs that lay in a seat's line back to where they were in the queue."""
+        for job in jobs:
+            seat.ahead.remove(job)
+            job.ahead = None
+            if job.bound or self.phase is Phase.ABORTED:
+                del self._waiting[job]
+                job.seat = seat
+                self._over(job, End.CLOSED if self.phase is Phase.ABORTED else End.CRASHED)
+                actions.append(Wake(job))
+            else:
+                self._queue[job] = None
+        if len(self._queue) > len(jobs):
+            self._queue = OrderedDict((job, None) for job in self._waiting if job.ahead is None)
+
+    def _note_pace(self, seat: Seat, took: float) -> None:
+        """See how much work may lie in a line, from the time that its worker's jobs take."""
+        took = min(took, 2 * PATIENCE)
+        seat.took = took if seat.took == math.inf else 0.8 * seat.took + 0.2 * took
+        seat.depth = min(MOST_AHEAD, int(PATIENCE / seat.took)) if seat.took > 0 else MOST_AHEAD
+
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
 
@@ -666,8 +797,9 @@ class Roster:
                 if job.handed_in == NEVER:
                     job.handed_in = job.started
                 job.started = NEVER
-                self._waiting[job] = None
-                self._waiting.move_to_end(job, last=False)
+                for waiting in (self._waiting, self._queue):
+                    waiting[job] = None
+                    waiting.move_to_end(job, last=False)
             actions.append(Wake(job))
         if jobs:
             actions.extend(self._watch_queue())
@@ -692,6 +824,8 @@ class Roster:
         stood_by = seat.state is STANDBY
         seat.state = STOPPING
         seat.changed = self._wall()
+        if seat.ahead:
+            actions.append(TakeBack(seat))
         if stood_by:
             self._serve_on(seat.slot, actions)
         lease = seat.lease
@@ -792,6 +926,7 @@ class Roster:
             change = self.change
             if job is not None:
                 self._waiting.pop(job, None)
+                self._queue.pop(job, None)
                 job.seat = seat
                 self._over(job, End.NOT_BOOTED)
                 actions.append(Wake(job))
@@ -1151,6 +1286,8 @@ class Roster:
             if seat.state is SERVING:
                 if seat.exec_ttl < math.inf:
                     alarm = min(alarm, *(job.started + seat.exec_ttl for job in seat.jobs), math.inf)
+                if seat.ahead and seat.plan.recalls and seat.jobs:
+                    alarm = min(alarm, seat.jobs[0].started + PATIENCE)
                 if not seat.due and not grown and self._is_idle(seat):
                     alarm = min(alarm, seat.free_since + seat.idle_ttl)
             if not seat.due and (seat.state is SERVING or seat.state is STANDBY):

@@ -55,6 +55,9 @@ class Job:
     `dialect` is the wire its `frames` are in; `payload` is what they are made of, where they may have to be made anew.
     `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
     `left`, set when a stream that its caller has left early has been read to its end.
+
+    `ahead`: the seat in whose line the job lies ahead of its turn, while it waits. `alone`: it never does (a stream, a
+    lease, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for it.
     """
 
     seat: "Seat | None" = None
@@ -76,6 +79,9 @@ class Job:
     reserved: "Seat | None" = None
     unhurried: bool = False
     payload: Any = None
+    ahead: "Seat | None" = None
+    alone: bool = False
+    outcome: Any = None
 
     def __init__(
         self,
@@ -122,6 +128,9 @@ class Seat:
 
     Times are on the roster's clock: `spawned_at`, `ready_at`, `expires_at` (its `ttl`), `free_since`, `begun_at` (its
     last job). `pace` is the mean time between the starts of two jobs, of late. `memory`: bytes, as last read.
+
+    `ahead` are the jobs that lie in its line behind the one it has, `depth` is how many may, and `took` the mean time of
+    its jobs, of late. A worker takes them in their order, so whose turn it is follows from the replies.
     """
 
     worker: "Worker"
@@ -137,6 +146,7 @@ class Seat:
     pace: float = math.inf
     memory: int = 0
     readings_above: int = 0
+    took: float = math.inf
 
     def __init__(self, slot: int, capacity: int, limit: int, plan: "Plan", now: float, wall: float) -> None:
         self.slot = slot
@@ -148,6 +158,8 @@ class Seat:
         self.spawned_at = now
         self.state = STARTING
         self.jobs: deque[Job] = deque()
+        self.ahead: deque[Job] = deque()
+        self.depth = 0 if plan.recalls else plan.read_ahead - 1
         self.lease: Job | None = None
         self.begun = 0
         self.served = 0
@@ -191,7 +203,9 @@ class Excess(NamedTuple):
 class Plan:
     """What workers are made of, and the rules for them; a `reset` makes a new one. See `Config` for the fields.
 
-    `source` is the pool's own affair: the command, the factory, the wire.
+    `read_ahead`: how many jobs may be on the way to a worker. `recalls`: those it has not read can be taken back, and
+    how many there are follows from the time that jobs take. `source` is the pool's own affair: the command, the
+    factory, the wire.
     """
 
     restart: "Restart"
@@ -201,6 +215,8 @@ class Plan:
     max_workers: int | None = None
     grow_after: float = 0.1
     debug: bool = False
+    read_ahead: int = 1
+    recalls: bool = False
     source: Any = None
 
 
@@ -227,6 +243,18 @@ class Begin(NamedTuple):
     """Write the job to its seat's worker, and wake its task."""
 
     job: Job
+
+
+class Ahead(NamedTuple):
+    """Write a job that waits into its seat's line, ahead of its turn."""
+
+    job: Job
+
+
+class TakeBack(NamedTuple):
+    """Take back the jobs that lie in the seat's line and have not been read, where the line can do that."""
+
+    seat: Seat
 
 
 class Wake(NamedTuple):
@@ -282,7 +310,7 @@ class Drained(NamedTuple):
     """The last seat is gone and no other will come."""
 
 
-Action = Begin | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
+Action = Begin | Ahead | TakeBack | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
 Actions = Sequence[Action]
 NOTHING: Final[Actions] = ()
 WATCH: Final[Actions] = (Watch(),)

@@ -17,7 +17,7 @@ import trio
 
 from ._codec import Codec
 from ._config import Argument, Config, available_cores, check_argv, check_env
-from ._conversation import Failed, Refused, Replied, StopAsked
+from ._conversation import Event, Failed, Part, Refused, StopAsked
 from ._errors import SpawnError, how_it_ended
 from ._exchange import Ending, describe_end, judge
 from ._factories import Spawner
@@ -25,7 +25,7 @@ from ._goridge import OLD_CONTROL, FrameError
 from ._process import Launch
 from ._relay import Line, LineEnded
 from ._roster import Roster
-from ._seats import GONE, STARTING, Actions, Job, Seat
+from ._seats import GONE, STARTING, Actions, Job, Seat, TakeBack
 
 GRACE: Final = 0.5
 """Seconds that a worker which closed its relay gets to end by itself. An exit follows the close of its descriptors
@@ -206,6 +206,8 @@ class Supervision:
         answered: list[Job] = []
         unstarted: list[Job] = []
         if line is not None:
+            if seat.ahead:
+                self._carry_out([TakeBack(seat)])
             line.finish()
             self._judge_jobs(seat, line, answered, unstarted)
             if line.fault is not None and seat.fault is None and seat.announced and not seat.planned:
@@ -225,15 +227,32 @@ class Supervision:
         _log.debug("%s %d: %s", launch.label, process.pid, how_it_ended(ending.returncode), extra=extra(seat))
 
     def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
-        """Find out what a dead worker did of the job it had, from what it left on the relay."""
-        final = type(line.events[-1]) if line.events else None
-        for job in list(seat.jobs):
+        """Find out what a dead worker did of the jobs it had, from what it left on the relay."""
+        jobs = [*seat.jobs, *seat.ahead]
+        unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
+        events = line.events.copy()
+        if jobs:
+            line.events.clear()
+        for place, job in enumerate(jobs):
+            final: Event | None = None
+            while events and final is None:
+                event = events.popleft()
+                final = None if type(event) is Part else event
+                if not place and type(event) is not StopAsked:
+                    line.events.append(event)  # its own task takes them from there
             judge(seat, line, job, dead=True)
-            if final is Replied or final is Failed:
+            if unread and not (place == 0 and job.proof and line.answered):
+                # Those behind the one in front may have been read ahead by the program itself, and not begun.
+                proved = place == 0 or seat.plan.recalls
+                job.proof = False if unread[place] else True if unread[place] is False and proved else None
+            if type(final) is StopAsked:
+                if place:
+                    unstarted.append(job)
+                else:
+                    self._carry_out(self._roster.stop_requested(seat, job))
+            elif final is not None:
+                job.outcome = final if place else None
                 answered.append(job)
-            elif final is StopAsked:
-                line.events.pop()
-                self._carry_out(self._roster.stop_requested(seat, job))
             elif job.proof is False:
                 unstarted.append(job)
 

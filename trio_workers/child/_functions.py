@@ -20,7 +20,9 @@ from .._calls import (
     ERROR,
     FROM_POOL,
     HELLO,
+    LOOK,
     MOST_BUFFERS,
+    MOST_PACKET,
     OUT_OF_BAND,
     PART,
     READY,
@@ -74,8 +76,9 @@ class JobFailed(Exception):
 class Child:
     """One worker: its end of the relay and how it pickles."""
 
-    def __init__(self, connection: "socket.socket") -> None:
+    def __init__(self, connection: "socket.socket", packets: "socket.socket | None" = None) -> None:
         self._connection = connection
+        self._packets = packets
         self._decoder = Decoder(FROM_POOL, NO_LIMIT)
         self._ahead: list[Message] = []
         self._pid = os.getpid()
@@ -178,9 +181,20 @@ class Child:
 
     # jobs
 
+    def next_job(self) -> Message | None:
+        """Wait for the next job, or the stop; None when the pool is gone. Small ones come as packets."""
+        packets = self._packets
+        if packets is None:
+            return self.receive()
+        try:
+            data = packets.recv(MOST_PACKET)
+        except ConnectionResetError:
+            return None
+        return self.receive() if data == LOOK else self._decoder.take_whole(data)
+
     def serve_one(self) -> bool:
         """Run one job; False when the pool says stop or is gone. What belongs to the job is dropped on return."""
-        message = self.receive()
+        message = self.next_job()
         if message is None or message.kind == STOP:
             return False
         if message.kind == CALL:
@@ -482,8 +496,8 @@ def _do_nothing(number: int, frame: object) -> None:
     return
 
 
-def main(fd: int) -> None:
-    """Serve until the pool says stop or is gone."""
+def main(fd: int, packets_fd: int = -1) -> None:
+    """Serve until the pool says stop or is gone; small jobs come as packets where there is a socket for them."""
     os.set_inheritable(fd, False)
     # The pool decides when its workers end. A function, for SIG_IGN would be inherited by programs that jobs start.
     signal.signal(signal.SIGINT, _do_nothing)
@@ -491,9 +505,15 @@ def main(fd: int) -> None:
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     connection = socket.socket(fileno=fd)
-    child = Child(connection)
+    packets = None
+    if packets_fd >= 0:
+        os.set_inheritable(packets_fd, False)
+        packets = socket.socket(fileno=packets_fd)
+    child = Child(connection, packets)
     if child.greet():
         while child.serve_one():
             child.clean_up()
     connection.detach()  # the end of the process closes it
+    if packets is not None:
+        packets.detach()
     _end()

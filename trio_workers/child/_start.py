@@ -30,4 +30,4 @@ if __name__ == "__main__":
     del sys.path[0]
     for name in ("__file__", "__cached__"):
         globals().pop(name, None)  # it stands for a main module that has not been run, and is none to be run again
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1].split(",")))
