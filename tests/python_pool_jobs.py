@@ -8,6 +8,7 @@ import contextvars
 import functools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -339,16 +340,21 @@ def close_relay() -> None:
 
 
 def relays() -> list[int]:
-    """The relay's descriptor: the only socket of the process."""
+    """The relay's descriptor: the only socket of the process that is a stream."""
     found: list[int] = []
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
-        if target.startswith("socket:"):
+        if target.startswith("socket:") and is_stream(int(name)):
             found.append(int(name))
     return found
+
+
+def is_stream(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.type == socket.SOCK_STREAM
 
 
 def write_to_relay(data: bytes) -> str:

@@ -41,6 +41,7 @@ from trio_workers._seats import (
     WRITTEN,
     Action,
     Actions,
+    Ahead,
     Begin,
     Change,
     Drained,
@@ -56,6 +57,7 @@ from trio_workers._seats import (
     Seat,
     Settled,
     Spawn,
+    TakeBack,
     Wake,
     Watch,
 )
@@ -183,6 +185,7 @@ class Life(Onlooker):
         self.most = choose((2, 1, 3, 4, 4, 16))
         size = choose(range(1, self.most + 1)) if self.most < 16 else 16
         self.capacity = choose((1, 1, 2, 3))
+        self.lends = self.capacity == 1 and choose((True, False))
         latest_first = choose((False, True))
         self.plan_number = 0
         plan = self.draw_plan(size)
@@ -231,7 +234,10 @@ class Life(Onlooker):
             max_queue=choose((None, None, None, 0, 2)),
             max_workers=choose((None, size, size + 1, size + 3)),
             grow_after=choose((0.1, 0.01)),
+            allocate_timeout=choose((math.inf, 60.0, 0.3)),
             debug=choose((False, False, False, False, False, True)),
+            read_ahead=choose((1, 2, 5)) if self.lends else 1,
+            recalls=choose((True, False)) if self.lends else False,
             source=self.plan_number,
         )
 
@@ -280,7 +286,7 @@ class Life(Onlooker):
         self.check_relief(before)
         self.check_changes(before, actions)
         # The exchange carries nothing out where there is nothing to be done.
-        if actions or before.what not in ("submit", "submit_to", "replied", "stop_requested"):
+        if actions or before.what not in ("submit", "submit_to", "written", "replied", "stop_requested"):
             self.nap = roster.next_deadline()
         assert self.nap <= roster.next_deadline(), "the housekeeper sleeps for too long"
         self.check()
@@ -323,6 +329,8 @@ class Life(Onlooker):
         told.update(begun)
         handed_on: set[Job] = set()
         for job, (state, seat, hand_ons) in before.jobs.items():
+            if state is WAITING and job.state is WRITTEN:
+                self.note_given(job)  # it lay in its worker's line, and its turn has come
             assert hand_ons <= job.hand_ons <= hand_ons + 1
             if job.hand_ons > hand_ons:
                 assert not job.bound and state in (ASSIGNED, WRITTEN)
@@ -337,7 +345,8 @@ class Life(Onlooker):
                 del self.live[job]
         if waiting != self.queue or begun:
             then = set(self.queue)
-            order = [job for job in begun if job.seat is not None and not job.seat.plan.debug] + waiting
+            order = [job for job in begun if job.seat is not None and not job.seat.plan.debug]
+            order += [job for job in waiting if job.ahead is None]
             here = set(order)
             assert [job for job in order if job in then] == [job for job in self.queue if job in here], "out of turn"
             ranks = [0 if job in handed_on else 1 if job in then else 2 for job in order]
@@ -353,11 +362,11 @@ class Life(Onlooker):
             assert not job.seat.plan.debug or before.what == "ready"
             self.note_given(job)
         if new is not None and new.state is ASSIGNED:
-            assert not self.queue
+            assert all(job.ahead is not None for job in self.queue)
             self.note_given(new)
         if roster.phase is Phase.ABORTED and before.phase is not Phase.ABORTED:
             for job in self.queue:
-                assert (job.state is DONE and job.end is not None) or job in begun
+                assert (job.state is DONE and job.end is not None) or job in begun or job.ahead is not None
         self.queue = waiting
 
     def note_given(self, job: Job) -> None:
@@ -589,7 +598,11 @@ class Life(Onlooker):
             assert seat.slot >= 0 and len(seat.jobs) <= self.capacity
             assert seat.begun == self.books[seat].begun
             assert all(job.seat is seat and job.state in (ASSIGNED, WRITTEN) for job in seat.jobs)
+            assert all(job.ahead is seat and job.state is WAITING for job in seat.ahead)
+            assert len(seat.ahead) < max(2, 16 if seat.plan.recalls else seat.plan.read_ahead)
+            assert not seat.ahead or not seat.limit or seat.begun + len(seat.ahead) <= seat.limit
             if state is SERVING:
+                assert not seat.ahead or (len(seat.jobs) == 1 and seat.jobs[0].state is WRITTEN), "behind nothing"
                 assert seat.slot not in serving, "two serve in one slot"
                 serving.add(seat.slot)
                 if seat.lease is not None:
@@ -600,7 +613,7 @@ class Life(Onlooker):
                     assert not idle or not (seat.leaving or seat.spent or seat.plan.debug), "it should have stopped"
                     assert vacant or not seat.spent or seat.plan.debug, "its successor should start"
             elif state is not STOPPING:
-                assert not seat.jobs and seat.lease is None
+                assert not seat.jobs and not seat.ahead and seat.lease is None
             if state is not STOPPING:
                 assert seat.leaving or seat.plan.debug or seat.slot < roster.target, "above the target"
                 if (job := seat.reserved) is not None:
@@ -617,6 +630,9 @@ class Life(Onlooker):
         assert len(placed) == len(set(placed)), "a job is in two places"
         assert self.live.keys() == {*placed, *queue} and len(placed) + len(queue) == len(self.live), "a job is nowhere"
         assert all(job.state is WAITING and job.seat is None for job in queue)
+        lent = {job for seat in seats for job in seat.ahead}
+        assert list(roster._queue) == [job for job in queue if job not in lent], "lent, and not lent"
+        queue = [job for job in queue if job not in lent]
         room = [seat for seat in seats if self.has_room(seat)]
         assert set(roster._free) == set(room)
         if queue and room:
@@ -677,7 +693,8 @@ class Life(Onlooker):
             if self.queue:
                 assert self.seats or roster.next_deadline() < math.inf, "nobody will ever do the jobs that wait"
         if roster.phase > Phase.CLOSING:
-            assert not self.queue and all(seat.state is STOPPING for seat in self.seats)
+            assert all(job.ahead is not None for job in self.queue)  # their worker is being killed
+            assert all(seat.state is STOPPING for seat in self.seats)
 
     # carrying out, in the order of PoolCore._carry_out
 
@@ -706,7 +723,13 @@ class Life(Onlooker):
             assert self.drained, "the last worker is gone, and nobody was told"
 
     def do(self, action: Action) -> None:
-        if type(action) is Begin:
+        if type(action) is Ahead:
+            seat = action.job.ahead
+            if seat is not None and self.choose((False, False, False, False, False, True)):
+                self.tell(self.roster.taken_back, seat, [action.job])  # the line is full
+        elif type(action) is TakeBack:
+            self.take_back(action.seat)
+        elif type(action) is Begin:
             if action.job.state is ASSIGNED and not action.job.lease:
                 self.write(action.job)
         elif type(action) is Drained:
@@ -744,6 +767,38 @@ class Life(Onlooker):
             assert not seat.announced or book.leash or DESTRUCT in book.events, "killed before it was told"
             book.killed = True
 
+    # jobs ahead of their turn
+
+    def take_back(self, seat: Seat) -> None:
+        """Take back what the worker has not read; of the others all but the last have been answered."""
+        if not seat.plan.recalls or not seat.ahead:
+            return
+        unread = self.choose((0, 1, len(seat.ahead), len(seat.ahead)))
+        back = list(seat.ahead)[len(seat.ahead) - unread :] if unread else []
+        self.tell(self.roster.taken_back, seat, back)
+
+    def withdraw(self, job: Job) -> None:
+        """As the exchange does: take back, and where the worker has it already, see what was answered before it."""
+        seat = job.ahead
+        assert seat is not None
+        self.take_back(seat)
+        while job.ahead is seat and seat.plan.recalls and seat.jobs and seat.state is SERVING:
+            self.answer(seat.jobs[0])
+
+    def runs_on(self, job: Job) -> bool:
+        """Whether a job whose caller has gone is left to its worker, for others' sake."""
+        if job.ahead is not None:
+            self.withdraw(job)
+        seat = job.seat
+        if job.state is WRITTEN and seat is not None and seat.ahead:
+            self.take_back(seat)
+            if seat.plan.recalls and seat.ahead:
+                self.answer(job)  # the next one has been read, so the answer is there
+        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or job.bound):
+            return False
+        job.bound = True
+        return True
+
     # jobs
 
     def write(self, job: Job) -> None:
@@ -756,7 +811,7 @@ class Life(Onlooker):
         stale = self.books[seat].stale
         if stale is None:
             assert not story.started, "begun twice"
-            self.roster.written(job)
+            self.tell(self.roster.written, job, own=job)
             return
         self.books[seat].begun -= 1
         self.tell(self.roster.refused, seat, job, stale)
@@ -770,7 +825,7 @@ class Life(Onlooker):
         bound = roster.plan.max_queue
         place = roster.plan.debug and len(self.seats) < roster.target
         counted = sum(not other.patient and other.reserved is None for other in self.queue)
-        waited = len(self.queue)
+        waited = len(roster._queue)
         self.tell(roster.submit, job, own=job, new=job)
         if roster.phase > Phase.OPEN:
             assert job.end is End.CLOSED
@@ -797,10 +852,12 @@ class Life(Onlooker):
         assert story.started == 1, "begun twice"
 
     def give_up_on(self, job: Job) -> None:
-        state, seat = job.state, job.seat
         if job.lease and job.bound:
             self.leave(job)
             return
+        if self.runs_on(job) or job.state is DONE:
+            return
+        state, seat = job.state, job.seat
         if state is WRITTEN:
             self.begin_for_good(job)
         elif state is ASSIGNED and not job.lease:
@@ -844,19 +901,25 @@ class Life(Onlooker):
         """The process is gone, by whatever way, and this is what it left."""
         book, roster = self.books[seat], self.roster
         early, was_planned = not seat.announced, seat.planned
+        self.take_back(seat)
         jobs = list(seat.jobs)
+        lent = list(seat.ahead)
         answered: list[Job] = []
         unstarted: list[Job] = []
         verdict = list(verdicts) + [UNSTARTED] * len(jobs)
         for job, what in zip(jobs, verdict, strict=False):
             if job.state is ASSIGNED or what == UNSTARTED:
                 unstarted.append(job)
+            elif lent and seat.plan.recalls:
+                self.begin_for_good(job)
+                answered.append(job)
             elif what == ASKED and job is jobs[0]:
                 self.ask_for_stop(job)
             else:
                 self.begin_for_good(job)
                 if what == ANSWERED:
                     answered.append(job)
+        self.judge_lent(seat, lent, answered, unstarted)
         in_change = roster.change is not None and seat.slot in roster.change.slots
         delayed = early and not was_planned and seat.plan is roster.plan and not in_change and not roster.plan.debug
         if delayed and not any(o.slot == seat.slot and not o.vacant for o in self.seats if o is not seat):
@@ -864,7 +927,11 @@ class Life(Onlooker):
             self.not_before[seat.slot] = self.now + restart.initial * (1 - restart.jitter)
         in_a_row = roster.failed_in_a_row
         self.failed = self.failed or not was_planned
-        book.begun -= sum(not job.bound for job in unstarted) if roster.phase is not Phase.ABORTED else 0
+        back = sum(not job.bound for job in unstarted if job.ahead is None)
+        book.begun -= back if roster.phase is not Phase.ABORTED else 0
+        book.begun += sum(
+            job not in unstarted or job.bound or roster.phase is Phase.ABORTED for job in lent if job.ahead is seat
+        )
         self.tell(roster.exited, seat, "gone", answered, unstarted)
         assert seat.state is GONE and not seat.jobs and seat.lease is None
         assert seat.begun == book.begun
@@ -876,6 +943,23 @@ class Life(Onlooker):
         else:
             assert [event for event in book.events if event is not ERROR] == [CREATED, DESTRUCT]
         del self.books[seat]
+
+    def judge_lent(self, seat: Seat, lent: list[Job], answered: list[Job], unstarted: list[Job]) -> None:
+        """Choose what a dead worker left of the jobs that lay in its line: some answered, some read, some unread."""
+        if seat.plan.recalls:
+            unread = len(lent)  # by what was taken back, all that are left have been read
+            done = self.choose((len(lent), len(lent) - 1)) if lent else 0
+        else:
+            unread = self.choose(range(len(lent) + 1))
+            heads_done = all(job in answered for job in seat.jobs)
+            done = self.choose(range(unread + 1)) if heads_done else 0
+        for place, job in enumerate(lent):
+            if place >= unread:
+                unstarted.append(job)
+                continue
+            self.begin_for_good(job)
+            if place < done:
+                answered.append(job)
 
     # what may happen: each returns whether it could
 

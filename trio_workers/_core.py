@@ -371,22 +371,23 @@ class PoolCore:
         DESTRUCT is told before the process is ended. Actions that arise on the way (a write that fails, say) join the
         queue of the outermost call.
         """
+        now = self._now
         for action in actions:
-            if isinstance(action, Emit | GiveUp | Settled):
+            if type(action) in _AT_ONCE:
+                now.append(action)
+            elif isinstance(action, Emit | GiveUp | Settled):
                 if isinstance(action, Settled):
                     self._follow_plan()  # before anybody is told
                 self._emits.append(action)
             elif isinstance(action, Retire | Kill):
                 self._ends.append(action)
-            elif not isinstance(action, Watch):
-                self._now.append(action)
         if self._carrying:
             return
         self._carrying = True
         try:
-            while self._now or self._emits or self._ends:
-                if self._now:
-                    self._do(self._now.popleft())
+            while now or self._emits or self._ends:
+                if now:
+                    self._do(now.popleft())
                 elif self._emits:
                     emit = self._emits.popleft()
                     if isinstance(emit, GiveUp):
@@ -401,26 +402,30 @@ class PoolCore:
             self._carrying = False
         if len(self._spawners) > 1 and not self._changing.locked():
             self._close_unused_spawners()
-        self._nap.deadline = min(self.roster.next_deadline(), self._read_memory_at)
+        deadline = min(self.roster.next_deadline(), self._read_memory_at)
+        if deadline != self._nap.deadline:
+            self._nap.deadline = deadline
 
     def _do(self, action: Begin | Ahead | TakeBack | Wake | Spawn | Drained) -> None:
-        match action:
-            case Begin(job):
-                if job.state is ASSIGNED and not job.lease:
-                    self.exchange.begin(job)
-                self.exchange.ring(job)
-            case Ahead(job):
-                self.exchange.write_ahead(job)
-            case TakeBack(seat):
-                self.exchange.take_back(seat)
-            case Wake(job):
-                self.exchange.ring(job)
-            case Spawn(seat):
-                seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
-                name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
-                self._nursery.start_soon(self.supervision.supervise, seat, name=name)
-            case Drained():
-                self._drained.set()
+        # By the type, the usual ones first: this is on the way of every job that waits.
+        if type(action) is Ahead:
+            self.exchange.write_ahead(action.job)
+        elif type(action) is Wake:
+            self.exchange.ring(action.job)
+        elif type(action) is Begin:
+            job = action.job
+            if job.state is ASSIGNED and not job.lease:
+                self.exchange.begin(job)
+            self.exchange.ring(job)
+        elif type(action) is TakeBack:
+            self.exchange.take_back(action.seat)
+        elif type(action) is Spawn:
+            seat = action.seat
+            seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
+            name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
+            self._nursery.start_soon(self.supervision.supervise, seat, name=name)
+        else:
+            self._drained.set()
 
     def _give_up(self, seat: Seat) -> None:
         name, limit = self.config.name, self.config.restart.give_up_after
@@ -696,6 +701,9 @@ class PoolCore:
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
 
+_AT_ONCE: Final = frozenset((Begin, Ahead, TakeBack, Wake, Spawn, Drained))
+
+
 def _plan(source: Source) -> Plan:
     config, recalls = source.config, source.codec.recalls
     return Plan(
@@ -705,6 +713,7 @@ def _plan(source: Source) -> Plan:
         max_queue=config.max_queue,
         max_workers=config.max_workers,
         grow_after=config.grow_after,
+        allocate_timeout=config.allocate_timeout,
         debug=config.debug,
         read_ahead=MOST_AHEAD + 1 if recalls else config.read_ahead,
         recalls=recalls,

@@ -164,7 +164,7 @@ class Exchange:
             )
         roster = self._roster
         if seat is None:
-            if roster.plan.read_ahead > 1 and (len(job.frames) > 1 or len(job.frames[0]) > MOST_BYTES_AHEAD):
+            if roster.plan.read_ahead > 1 and (len(job.frames) != 1 or len(job.frames[0]) > MOST_BYTES_AHEAD):
                 job.alone = True
             actions = roster.submit(job)
         else:
@@ -252,21 +252,16 @@ class Exchange:
     # its parts
 
     async def _wait_turn(self, job: Job) -> None:
-        """Wait until the job is given a worker, for what is left of `allocate_timeout`."""
+        """Wait until the job is given a worker, or the roster says that `allocate_timeout` is over."""
         bell = job.bell
         if bell is None:
             bell = job.bell = self._bells.pop() if self._bells else Bell()
         while job.state is WAITING:
-            with trio.move_on_after(max(0.0, self.config.allocate_timeout - job.waited)):
-                while job.state is WAITING:
-                    await bell.receive.receive()
-                    job.rung = False
-            if job.ahead is not None:
+            await bell.receive.receive()
+            job.rung = False
+            if job.late and job.ahead is not None:
                 self._withdraw(job)
-            while job.state is WAITING and job.ahead is not None:  # the worker has it: its turn comes
-                await bell.receive.receive()
-                job.rung = False
-            if not (job.unhurried and any(seat.state is SERVING for seat in self._roster.seats)):
+            if job.late and job.ahead is None:
                 break
         if job.state is WAITING:
             error = self._explain(job)

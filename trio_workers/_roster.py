@@ -127,6 +127,7 @@ class Roster:
         self._waiting: OrderedDict[Job, None] = OrderedDict()
         self._queue: OrderedDict[Job, None] = OrderedDict()  # those of them that lie in no line
         self._roomy: dict[Seat, None] = {}
+        self._late_at = math.inf
         self._boot_took = 0.0
         self._alarm = math.inf
 
@@ -177,14 +178,22 @@ class Roster:
         bound = self.plan.max_queue
         if bound is not None and not job.patient and self._waits_impatiently(bound):
             return self._over(job, End.QUEUE_FULL)
-        job.queued = job.handed_in = self._clock()
+        now = job.queued = job.handed_in = self._clock()
         self._waiting[job] = None
         self._queue[job] = None
+        actions: list[Action] = []
+        if now + self.plan.allocate_timeout < self._late_at:
+            actions += self._set_late(job)
+        else:
+            job.late_at = now + self.plan.allocate_timeout
         if self.plan.debug:
-            return self._heal()
+            actions += self._heal()
+            return actions
         if self._roomy and len(self._queue) == 1:
-            return [*self._watch_queue(), *self._lend()]
-        return self._watch_queue()
+            actions += self._lend()
+        if self._growth.look_at == math.inf:
+            actions += self._watch_queue()
+        return actions
 
     def submit_to(self, seat: Seat, job: Job) -> Actions:
         """Give a job to a leased seat, outside the queue."""
@@ -220,7 +229,11 @@ class Roster:
         if dirt is not None:
             return self.suspect(seat, dirt)
         if seat.plan.recalls:
-            self._note_pace(seat, self._clock() - job.started)
+            now = self._clock()
+            self._note_pace(seat, now - job.started)
+            seat.is_slow = False
+            if seat.ahead and not seat.jobs and seat.state is SERVING:
+                return self._go_on(seat, now)  # the usual case of `_make_room`, where many wait
         return self._make_room(seat)
 
     def stop_requested(self, seat: Seat, job: Job, dirt: BaseException | str | None = None) -> Actions:
@@ -288,6 +301,7 @@ class Roster:
         self._roomy.pop(seat, None)
         self._end_loan(seat, list(jobs), actions)
         actions.extend(self._serve())
+        actions.extend(self._heal())
         actions.extend(self._after_departure())
         return actions
 
@@ -461,9 +475,13 @@ class Roster:
         actions: list[Action] = []
         self._exceed(exceeding, actions)
         for seat in self.seats:
-            if seat.ahead and seat.plan.recalls and seat.jobs and seat.jobs[0].started + PATIENCE <= now:
-                self._note_pace(seat, PATIENCE)
-                actions.append(TakeBack(seat))
+            if seat.recall_at <= now:
+                seat.recall_at = math.inf
+                if seat.ahead and seat.state is SERVING:
+                    seat.is_slow = True
+                    actions.append(TakeBack(seat))
+        if now >= self._late_at:
+            self._see_who_is_late(now, actions)
         actions.extend(self._shrink(now))
         self._note_what_is_due(now)
         self._grow(now)
@@ -664,7 +682,7 @@ class Roster:
         if seat.state is not SERVING:
             return self._after_departure()
         if seat.ahead and not seat.jobs:
-            return self._go_on(seat)
+            return self._go_on(seat, self._clock())
         if seat.leaving or seat.spent or seat.plan.debug:
             if seat.jobs or (seat.lease is not None and not seat.at_once):
                 return NOTHING
@@ -705,6 +723,26 @@ class Roster:
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
         return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
 
+    def _set_late(self, job: Job) -> Actions:
+        """Note until when a job may wait: what it has waited before counts."""
+        job.late_at = job.queued - job.waited + self.plan.allocate_timeout
+        if job.late_at >= self._late_at:
+            return NOTHING
+        self._late_at = job.late_at
+        return self._remind(job.late_at)
+
+    def _see_who_is_late(self, now: float, actions: list[Action]) -> None:
+        self._late_at = math.inf
+        serves = any(seat.state is SERVING for seat in self.seats)
+        for job in self._waiting:
+            if job.late_at <= now:
+                if job.unhurried and serves:
+                    job.late_at = now + self.plan.allocate_timeout
+                else:
+                    job.late, job.late_at = True, math.inf
+                    actions.append(Wake(job))
+            self._late_at = min(self._late_at, job.late_at)
+
     # jobs ahead of their turn
 
     def _lend(self) -> Actions:
@@ -723,9 +761,10 @@ class Roster:
             job.ahead = seat
             seat.ahead.append(job)
             actions.append(Ahead(job))
-            if seat.plan.recalls:
-                actions.extend(self._remind(seat.jobs[0].started + PATIENCE))
-            if self._has_room_ahead(seat):
+            if seat.recall_at == math.inf and seat.plan.recalls:
+                seat.recall_at = seat.jobs[0].started + PATIENCE
+                actions += self._remind(seat.recall_at)
+            if len(seat.ahead) < seat.depth:
                 roomy[seat] = None
         return actions
 
@@ -733,23 +772,30 @@ class Roster:
         if seat.state is not SERVING or seat.leaving or seat.lease is not None or len(seat.jobs) != 1:
             return False
         head, count = seat.jobs[0], len(seat.ahead)
-        if head.state is not WRITTEN or head.alone or count >= seat.depth:
+        if head.state is not WRITTEN or head.alone or count >= seat.depth or seat.is_slow:
             return False
         return not 0 < seat.limit <= seat.begun + count
 
-    def _go_on(self, seat: Seat) -> Actions:
+    def _go_on(self, seat: Seat, now: float) -> Actions:
         """Its worker has gone on to the next of those that lie in its line."""
         job = seat.ahead[0]
-        now = self._clock()
         self._take_over(seat, job)
         job.waited += now - job.queued
         job.state = WRITTEN
         job.started = now
         seat.jobs.append(job)
-        actions = [Wake(job), *self._note_start(seat, now)]
-        if self._queue and seat.depth:
+        seat.changed = self._wall()
+        actions: list[Action] = [Wake(job)]
+        if seat.plan.recalls:
+            seat.is_slow = False
+            seat.recall_at = now + PATIENCE if seat.ahead else math.inf
+            actions += self._remind(seat.recall_at)
+        if seat.limit or seat.exec_ttl < math.inf:
+            actions += self._note_start(seat, now)
+        if seat.depth:
             self._roomy[seat] = None
-            actions.extend(self._lend())
+            if self._queue:
+                actions += self._lend()
         return actions
 
     def _take_over(self, seat: Seat, job: Job) -> None:
@@ -772,7 +818,8 @@ class Roster:
                 actions.append(Wake(job))
             else:
                 self._queue[job] = None
-        if len(self._queue) > len(jobs):
+                actions.append(Wake(job))
+        if jobs and len(self._queue) > 1:
             self._queue = OrderedDict((job, None) for job in self._waiting if job.ahead is None)
 
     def _note_pace(self, seat: Seat, took: float) -> None:
@@ -797,6 +844,7 @@ class Roster:
                 if job.handed_in == NEVER:
                     job.handed_in = job.started
                 job.started = NEVER
+                actions.extend(self._set_late(job))
                 for waiting in (self._waiting, self._queue):
                     waiting[job] = None
                     waiting.move_to_end(job, last=False)
@@ -1014,7 +1062,7 @@ class Roster:
         if self.phase > Phase.CLOSING:
             return NOTHING
         actions: list[Action] = []
-        for job in self._waiting:
+        for job in self._queue:
             if len(self.seats) >= self.target:
                 break
             if job.reserved is None:
@@ -1280,14 +1328,13 @@ class Roster:
         """When something of what there is now will have had its time."""
         if self.phase is Phase.ABORTED:
             return math.inf
-        alarm = min(self._growth.look_at, self._growth.window_ends)
+        alarm = min(self._growth.look_at, self._growth.window_ends, self._late_at)
         grown = self.target > self.size
         for seat in self.seats:
             if seat.state is SERVING:
                 if seat.exec_ttl < math.inf:
                     alarm = min(alarm, *(job.started + seat.exec_ttl for job in seat.jobs), math.inf)
-                if seat.ahead and seat.plan.recalls and seat.jobs:
-                    alarm = min(alarm, seat.jobs[0].started + PATIENCE)
+                alarm = min(alarm, seat.recall_at)
                 if not seat.due and not grown and self._is_idle(seat):
                     alarm = min(alarm, seat.free_since + seat.idle_ttl)
             if not seat.due and (seat.state is SERVING or seat.state is STANDBY):

@@ -58,6 +58,7 @@ class Job:
 
     `ahead`: the seat in whose line the job lies ahead of its turn, while it waits. `alone`: it never does (a stream, a
     lease, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for it.
+    `late_at`: until when it may wait, and `late` says that it has.
     """
 
     seat: "Seat | None" = None
@@ -82,6 +83,8 @@ class Job:
     ahead: "Seat | None" = None
     alone: bool = False
     outcome: Any = None
+    late_at: float = math.inf
+    late: bool = False
 
     def __init__(
         self,
@@ -130,7 +133,8 @@ class Seat:
     last job). `pace` is the mean time between the starts of two jobs, of late. `memory`: bytes, as last read.
 
     `ahead` are the jobs that lie in its line behind the one it has, `depth` is how many may, and `took` the mean time of
-    its jobs, of late. A worker takes them in their order, so whose turn it is follows from the replies.
+    its jobs, of late. A worker takes them in their order, so whose turn it is follows from the replies. At `recall_at`
+    they are taken back, and none are lent any more while its job `is_slow`.
     """
 
     worker: "Worker"
@@ -147,6 +151,8 @@ class Seat:
     memory: int = 0
     readings_above: int = 0
     took: float = math.inf
+    recall_at: float = math.inf
+    is_slow: bool = False
 
     def __init__(self, slot: int, capacity: int, limit: int, plan: "Plan", now: float, wall: float) -> None:
         self.slot = slot
@@ -214,6 +220,7 @@ class Plan:
     max_queue: int | None = None
     max_workers: int | None = None
     grow_after: float = 0.1
+    allocate_timeout: float = math.inf
     debug: bool = False
     read_ahead: int = 1
     recalls: bool = False
