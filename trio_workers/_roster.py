@@ -452,6 +452,8 @@ class Roster:
                 going_on.append(lease)
         self._account_for_end(seat, early, actions)
         self._hand_on(going_on, actions, End.CRASHED)
+        if unread:
+            actions.extend(self._serve())
         if self.phase is not Phase.ABORTED and self._must_give_up():
             actions.append(GiveUp(seat))
             actions.extend(self.abort())
