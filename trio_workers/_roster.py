@@ -647,8 +647,13 @@ class Roster:
         if seat.due == "idle_ttl":
             seat.due = ""  # it was of use
             actions.extend(self._remind(seat.expires_at))
+        if seat.leaving:
+            return [*actions, *self._make_room(seat), *self._relieve(), *self._heal()]
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
-        return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
+        actions += [*self._relieve(), *self._heal()]
+        if seat.lease is None and len(seat.jobs) < seat.capacity:  # else it was kept, and has something to do already
+            actions.extend(self._make_room(seat))
+        return actions
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
