@@ -23,6 +23,7 @@ PACKAGE: Final = ROOT / "trio_workers"
 # As in the design's list of the layout: a module imports only what stands before it.
 LAYOUT: Final = (
     "_goridge",
+    "_arena",
     "_calls",
     "_conversation",
     "_model",
@@ -60,6 +61,7 @@ LAYOUT: Final = (
 STANDARD_LIBRARY_ONLY: Final = (
     "__init__",
     "_goridge",
+    "_arena",
     "_calls",
     "child._relay",
     "child",
