@@ -327,7 +327,7 @@ def test_standard_library_only(module: str) -> None:
     """What a worker loads needs nothing but Python, and of this package only what both sides use."""
     ours, others = imports_of("" if module == "__init__" else module)
     assert others - OPTIONAL.get(module, set()) <= sys.stdlib_module_names
-    assert ours <= {"_goridge", "_calls", "child._relay", "child._main_module", "child._functions"}
+    assert ours <= {"_goridge", "_arena", "_calls", "child._relay", "child._main_module", "child._functions"}
 
 
 @pytest.mark.parametrize("module", SANS_IO)

@@ -64,7 +64,7 @@ _BLOCK: "Final" = 512  # the unit of st_blocks, whatever st_blksize says
 class Arena:
     """One side of the shared memory. `used` is how much of it has been in use since it was last given back."""
 
-    __slots__ = ("_fd", "_file", "_map", "_mapped", "_sure", "sent", "taken", "used", "uses")
+    __slots__ = ("_end", "_fd", "_file", "_map", "_mapped", "_sure", "sent", "taken", "used", "uses")
 
     def __init__(self, fd: int) -> None:
         """Own the descriptor, whose file is fresh. Raise `OSError` where it is none."""
@@ -74,6 +74,7 @@ class Arena:
         self._map: mmap | None = None
         self._mapped = 0
         self._sure = 0
+        self._end = 0
         self.used = 0
         self.uses = 0
         self.sent = 0
@@ -81,9 +82,10 @@ class Arena:
 
     # writing
 
-    def renew(self) -> None:
-        """Begin to write anew: the other side may have given the memory back meanwhile."""
+    def renew(self, end: int) -> None:
+        """Begin to write anew, so many bytes in the end: the other side may have given the memory back meanwhile."""
         self._sure = 0
+        self._end = end
         self.uses += 1
 
     def write(self, at: int, data: "memoryview") -> None:
@@ -96,19 +98,19 @@ class Arena:
             whole[at:end] = data
 
     def _reserve(self, end: int) -> None:
-        """Have memory for the first `end` bytes, allocated and mapped."""
+        """Have memory for the first `end` bytes, and a mapping for all that will come."""
         status = self._status()
-        if status.st_size < end:
+        if status.st_size < self._end:
             size = max(SMALLEST, status.st_size)
-            while size < end:
+            while size < self._end:
                 size *= 2
             os.ftruncate(self._fd, size)
+        self._reach(self._end)
         have = status.st_blocks * _BLOCK // _PAGE * _PAGE
         if have < end:
             os.posix_fallocate(self._fd, have, end - have)
             if self._status().st_blocks * _BLOCK < end:
                 raise OSError(errno.EOPNOTSUPP, "this system does not say how much memory a file has")
-        self._reach(end)
         self._sure = end
 
     @property
@@ -226,7 +228,11 @@ class Filling:
         self._index = 0
         self._done = 0
         self._at = TAKEN
-        arena.renew()
+        end = at = TAKEN
+        for buffer in buffers:
+            end = at + buffer.nbytes
+            at = behind(at, buffer.nbytes)
+        arena.renew(end)
 
     def go_on(self, most: int = AT_ONCE) -> bool:
         """Copy at most so many bytes; True when all are there. Raise as `Arena.write` does: then nothing is sent."""

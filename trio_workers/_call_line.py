@@ -256,6 +256,8 @@ class CallLine(Line):
             except (OSError, ImportError) as error:
                 number = error.errno if isinstance(error, OSError) else None
                 relay.complain("", number or errno.ENOSYS)  # and the buffers take the socket
+                if self._arena is not None:
+                    self._arena.give_back()  # part of it came before there was none left
             else:
                 for _ in frames:
                     self._unsent.pop()

@@ -152,6 +152,7 @@ class Child:
         try:
             Filling(arena, buffers).go_on()
         except (OSError, ImportError) as error:
+            arena.give_back()  # part of it came before there was none left
             return excused(pieces, error.errno or ENOSYS if isinstance(error, OSError) else ENOSYS)
         arena.sent += 1
         return placed(pieces)
