@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ from trio_workers._arena import (
     behind,
 )
 from trio_workers._call_line import CallLine, CallRelay
-from trio_workers._calls import FROM_CHILD, OUT_OF_BAND, RESULT, Decoder, buffers_of, encode, excused, placed
+from trio_workers._calls import CALL, FROM_CHILD, OUT_OF_BAND, RESULT, Decoder, buffers_of, encode, excused, placed
 from trio_workers._goridge import FrameError
 from trio_workers._relay import READ_SIZE
 
@@ -339,6 +340,17 @@ def test_message_with_its_buffers_in_the_arena() -> None:
             assert second is not None
             assert (second.id, second.body, second.buffers) == (8, b"next", [b"x" * 10])
             assert not decoder.pending
+
+
+def test_bytes_on_the_page() -> None:
+    """The page of the wire shows what is really sent."""
+    page = (ROOT / "docs" / "wire.md").read_text()
+    (block,) = re.findall(r"^```text\n(pool    call 7, 1 MiB.*?)^```$", page, re.M | re.S)
+    shown = [bytes.fromhex("".join(re.split(r"  +", line, maxsplit=2)[2].rstrip("…"))) for line in block.splitlines()]
+    call = encode(CALL, 7, b"fa", [memoryview(bytes(MIB))], split=1)
+    result = encode(RESULT, 7, b"r", [memoryview(bytearray(MIB))])
+    sent = [b"".join(placed(call)), b"".join(placed(result)), bytes(excused(result, errno.ENOSPC)[0])]
+    assert shown == sent
 
 
 def test_buffers_of_messages_that_have_none() -> None:
