@@ -909,6 +909,17 @@ async def test_no_memory_here(number: int, monkeypatch: pytest.MonkeyPatch, capl
     assert f"({os.strerror(number)})" in said
 
 
+async def test_reason_that_there_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    """What a worker says is a byte of its own: where it is no errno it is shown all the same, once."""
+    async with one_worker() as pool:
+        spawner = pool._core._spawners[0][1]
+        assert isinstance(spawner, _interpreter._PythonSpawner)
+        for _ in range(2):
+            spawner._complain("pool", " in a worker", 255)
+    (said,) = complaints(caplog)
+    assert "in a worker (Unknown error 255)" in said
+
+
 async def test_memory_that_ends_in_the_middle(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

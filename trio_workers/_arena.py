@@ -106,12 +106,13 @@ class Arena:
                 size *= 2
             os.ftruncate(self._fd, size)
         self._reach(self._end)
+        # What is allocated is always the file's beginning.
         have = status.st_blocks * _BLOCK // _PAGE * _PAGE
         if have < end:
             os.posix_fallocate(self._fd, have, end - have)
             if self._status().st_blocks * _BLOCK < end:
                 raise OSError(errno.EOPNOTSUPP, "this system does not say how much memory a file has")
-        self._sure = end
+        self._sure = max(have, end)
 
     @property
     def free(self) -> bool:

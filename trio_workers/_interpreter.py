@@ -200,7 +200,8 @@ class _PythonSpawner(DescriptorSpawner):
         self._complaints.add((where, number))
         level = logging.INFO if number == errno.ENOSYS else logging.WARNING  # a system without is as it is
         text = "%s: no shared memory for large buffers%s (%s): they take the socket, which is slower"
-        _log.log(level, text, pool, where, os.strerror(number), extra={"pool": pool, "reason": errno.errorcode[number]})
+        reason = errno.errorcode.get(number, "")  # a worker may say anything
+        _log.log(level, text, pool, where, os.strerror(number), extra={"pool": pool, "reason": reason})
 
     def _note_large(self) -> None:
         """Something large was moved: what that needed is given back when it has not been needed for a while."""
