@@ -242,7 +242,6 @@ class Filling:
                 return False
             buffer = self._buffers[self._index]
             count = min(most, buffer.nbytes - self._done)
-            # In a large buffer slices end where pages do.
             with buffer[self._done : self._done + count] as piece:
                 self._arena.write(self._at + self._done, piece)
             self._done += count

@@ -330,7 +330,7 @@ class CallLine(Line):
                 calls.filled(count)
             self._answered = True
             event = self._next_event()
-            if event is not None:
+            if event is not None or calls.drawing:
                 return event
         return None
 
