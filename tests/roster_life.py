@@ -490,8 +490,9 @@ class Life(Onlooker):
             assert all(seat.slot < to_come for seat in fresh), "it goes anyway"
             assert not any(seat.due == "idle_ttl" and seat.jobs for seat in fresh), "it is not idle"
             under_way = sum(
-                seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving))
+                seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not self.waits_for_a_try(seat)))
                 for seat in self.seats
+                if not (seat.leaving and seat.state is SERVING)
             )
             assert under_way <= max(1, self.roster.target // 8), "too many are relieved at a time"
 
@@ -516,6 +517,11 @@ class Life(Onlooker):
         story.came.update(
             seat.slot for seat in self.seats if seat.state in (SERVING, STANDBY) and seat.plan is roster.plan
         )
+
+    def waits_for_a_try(self, seat: Seat) -> bool:
+        """Whether the slot of a worker to be relieved has failed, and nobody comes up there."""
+        coming = any(other.slot == seat.slot and other.state in (STARTING, STANDBY) for other in self.seats)
+        return not coming and not self.roster._backoff.may_try(seat.slot, self.now)
 
     def check_changes(self, before: "Before", actions: Actions) -> None:
         """A change settles once: done, failed, or because the pool is closed."""
@@ -1169,6 +1175,14 @@ class Life(Onlooker):
         self.play_nicely()
         return True
 
+    def nothing_boots(self) -> bool:
+        change = self.roster.change
+        if not self.is_open or change is None or change.plan is self.roster.plan:
+            return False
+        self.note("nothing boots for a while")
+        self.see_it_fail()
+        return True
+
     def close(self) -> bool:
         if not self.is_open:
             return False
@@ -1249,6 +1263,27 @@ class Life(Onlooker):
             assert self.roster.next_deadline() < math.inf, f"it will never be whole: {self.why_not_at_rest()}"
             self.now = max(self.now, self.roster.next_deadline())
         raise AssertionError(f"it is never whole: {self.why_not_at_rest()}")
+
+    def see_it_fail(self) -> None:
+        """See that a change to what never boots is taken back, and does not go on for ever."""
+        change = self.roster.change
+        self.lag = 0
+        for _ in range(CALM_ROUNDS):
+            if self.roster.change is not change or change is None or change.plan is self.roster.plan:
+                return  # settled, or a mere `resize`
+            if any(seat.announced and seat.plan is self.roster.plan for seat in self.roster.seats):
+                return  # one has booted, so the others are tried until they do
+            for seat in self.seats_in(STARTING):
+                self.exit(seat)
+                if self.roster.change is not change:
+                    return
+            self.keep_house()
+            for _ in range(5000):
+                if self.seats_in(STARTING) or not self.take_a_nice_step():
+                    break
+            if not self.seats_in(STARTING) and self.roster.next_deadline() < math.inf:
+                self.now = max(self.now, self.roster.next_deadline())
+        raise AssertionError("a change that can't succeed goes on")
 
     def see_it_shrink(self) -> None:
         """See that a pool without jobs has no more workers than were asked for, after two windows at the latest."""
@@ -1348,6 +1383,7 @@ WEIGHTS: Final = {
     "stop_worker": 1,
     "kill_worker": 1,
     "rest": 1,
+    "nothing_boots": 1,
 }
 HARMLESS: Final = frozenset(list(WEIGHTS)[: list(WEIGHTS).index("cancel")])
 

@@ -210,6 +210,18 @@ def test_restart(name: str) -> None:
             raise AssertionError(f"{value!r} was taken: {Restart(**{name: value})}")  # type: ignore[arg-type]
 
 
+def test_the_least_is_said() -> None:
+    """Bad input: a value below the least tells whether the least itself is taken, and it is so."""
+    assert Restart(factor=1).factor == 1
+    with pytest.raises(ValueError, match=r"^Restart\.factor must be at least 1, not 0\.5$"):
+        Restart(factor=0.5)
+    with pytest.raises(ValueError, match=r"^Restart\.initial must be more than 0, not 0$"):
+        Restart(initial=0)
+    assert Config(command=COMMAND, destroy_timeout=0).destroy_timeout == 0
+    with pytest.raises(ValueError, match=r"^Config\.destroy_timeout must be at least 0, not -1$"):
+        Config(command=COMMAND, destroy_timeout=-1)
+
+
 @pytest.mark.parametrize("name", LIMITS_WRONG_TYPES)
 def test_limits(name: str) -> None:
     """Bad input: the same for the fields of Limits."""

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
+
+import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 EXAMPLES: Final = ROOT / "docs" / "examples"
@@ -223,10 +225,26 @@ def test_job_log() -> None:
     assert "exited with status 3" in errors
 
 
-def test_service(tmp_path: Path) -> None:
-    """SIGHUP rolls a release out, a broken one changes nothing, and SIGTERM ends the service in an orderly way."""
+def find_line(stream: IO[str], start: str) -> str:
+    """Read until a line begins so, and return it."""
+    passed: list[str] = []
+    for line in stream:
+        if line.startswith(start):
+            return line
+        passed.append(line)
+    raise AssertionError(f"no line begins with {start!r}: {passed}")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """The file that names the release of the service."""
     release = tmp_path / "release"
     release.write_text("1\n", encoding="utf-8")
+    return release
+
+
+def test_service(release: Path) -> None:
+    """SIGHUP rolls a release out, a broken one changes nothing, and SIGTERM ends the service in an orderly way."""
     with start("service.py", str(release)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -241,7 +259,7 @@ def test_service(tmp_path: Path) -> None:
         while not line.startswith("ERROR"):
             assert line.startswith(("WARNING trio_workers", "The last lines of", "no such model")), line
             line = process.stderr.readline()
-        assert line.startswith("ERROR service: release broken does not start, the old one goes on: worker ")
+        assert line.startswith("ERROR service: nothing is rolled out, the old release goes on: worker ")
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate()
     assert process.returncode == 0
@@ -250,9 +268,60 @@ def test_service(tmp_path: Path) -> None:
     assert session_members(process.pid) == []
 
 
-def test_service_that_can_not_open(tmp_path: Path) -> None:
+def test_service_goes_on(release: Path) -> None:
+    """No file, an empty one, one with nonsense, and a release that crashes under each job: none ends the service."""
+    with start("service.py", str(release)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "answered by release 1\n"
+        refused = "ERROR service: nothing is rolled out, the old release goes on: "
+        for text, why in ((None, "No such file"), ("\n", "names no release"), ("a\0b", "NUL"), (b"\xff", "decode")):
+            release.unlink(missing_ok=True)
+            if text is not None:
+                release.write_bytes(text if isinstance(text, bytes) else text.encode())
+            process.send_signal(signal.SIGHUP)
+            line = process.stderr.readline()
+            assert line.startswith(refused)
+            assert why in line
+        release.write_text("crashing", encoding="utf-8")
+        process.send_signal(signal.SIGHUP)
+        find_line(process.stderr, "INFO service: release crashing is in place")
+        assert "exited with status 3" in find_line(process.stderr, "ERROR service: a job failed: ")
+        release.write_text("2", encoding="utf-8")
+        process.send_signal(signal.SIGHUP)
+        find_line(process.stderr, "INFO service: release 2 is in place")
+        find_line(process.stdout, "answered by release 2")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+    assert process.returncode == 0
+    assert output == "stopped; no worker is left\n"
+    assert session_members(process.pid) == []
+
+
+def test_service_that_is_told_too_early_and_too_late(release: Path) -> None:
+    """A SIGHUP while the pool is not open yet is heard when it is; one while it is left does nothing."""
+    release.unlink()
+    os.mkfifo(release)
+    with start("service.py", str(release)) as process:
+        assert process.stderr is not None
+        with release.open("w", encoding="utf-8") as first:  # it waits here for what its first release is
+            release.unlink()
+            release.write_text("2", encoding="utf-8")
+            process.send_signal(signal.SIGHUP)
+            first.write("1")
+        assert process.stderr.readline() == "INFO service: release 2 is in place\n"
+        process.send_signal(signal.SIGTERM)
+        while process.poll() is None:  # so that there is one at each stage of its way out
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.001)
+        output, _ = process.communicate()
+    assert process.returncode == 0
+    assert output.endswith("stopped; no worker is left\n")
+    assert session_members(process.pid) == []
+
+
+def test_service_that_can_not_open(release: Path) -> None:
     """A service whose workers don't start ends with status 1, so that whoever watches it can see it."""
-    release = tmp_path / "release"
     release.write_text("broken", encoding="utf-8")
     with start("service.py", str(release)) as process:
         _, errors = process.communicate()

@@ -228,6 +228,11 @@ async def test_streams_leases_and_maps(autojump_clock: MockClock) -> None:
             async with pool.stream(Payload(b"crash")) as parts:
                 await anext(parts)
         assert (told.last.outcome, len(told.all)) == ("crashed", 5)
+        async with pool.stream(Payload(), label="killed") as parts:
+            await anext(parts)
+            (worker,) = pool.workers
+            await worker.kill()
+        assert (told.last.label, told.last.outcome, len(told.all)) == ("killed", "crashed", 6)
         told.check(pool)
     told.all.clear()
     async with open_pool(config(work, allocate_timeout=5.0), job_observer=told) as pool:

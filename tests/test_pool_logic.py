@@ -17,6 +17,7 @@ from trio_workers import (
     AllocateTimeout,
     Config,
     JobError,
+    Limits,
     Payload,
     Pool,
     QueueFull,
@@ -298,6 +299,14 @@ async def test_a_callable_in_the_config_that_raises(
             pytest.fail("it opened")
 
 
+async def test_hard_memory_in_another_unit(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+    """Limits: a bound below 1 MiB, which was meant in megabytes, is told in bytes, not as 0 MiB."""
+    monkeypatch.setattr(Worker, "resident_memory", lambda worker: 10 * 2**20)
+    async with open_pool(config(work, limits=Limits(hard_memory=512))) as pool:
+        with pytest.raises(WorkerError, match=r"used 10485760 bytes of memory, more than hard_memory \(512 bytes\), "):
+            await ask(pool, "sleep 5")
+
+
 # 2 and 3: one ending, at most once, and the budget of waiting
 
 
@@ -377,6 +386,74 @@ async def test_spawn_errors_are_told_by_allocate_timeout(autojump_clock: MockClo
     assert isinstance(errors[0], WorkerCrashed)
     assert {type(error) for error in errors[1:]} == {SpawnError}
     assert pool.statistics().failed_starts == len(errors) - 1
+
+
+@pytest.mark.parametrize(
+    ("failing", "starts", "slots"),
+    [
+        (
+            1,
+            "The last start of a worker failed: ",
+            "1 are busy, 0 starting, 0 leased, 0 stopping, 1 waits to be tried again,",
+        ),
+        (
+            2,
+            "The last 2 starts of a worker failed: ",
+            "0 are busy, 0 starting, 0 leased, 0 stopping, 2 wait to be tried again,",
+        ),
+    ],
+)
+async def test_allocate_timeout_counts_slots_that_wait(
+    failing: int, starts: str, slots: str, autojump_clock: MockClock
+) -> None:
+    """Promise 6: the numbers in AllocateTimeout add up: a slot that waits to be tried again has no worker to count."""
+    booted = Counter[int]()
+
+    async def boot(slot: int) -> None:
+        booted[slot] += 1
+        if booted[slot] > 1:
+            raise BadBoot("disk full")
+
+    restart = Restart(initial=100.0, maximum=100.0, jitter=0.0)
+    cfg = config(work, boot=boot, num_workers=2, restart=restart, allocate_timeout=20)
+    async with open_pool(cfg) as pool, trio.open_nursery() as nursery:
+        for _ in range(failing):
+            with pytest.raises(WorkerCrashed):
+                await ask(pool, "crash 1")
+        if failing == 1:
+            nursery.start_soon(ask, pool, "sleep 30")
+        await settle()
+        with pytest.raises(AllocateTimeout) as caught:
+            await ask(pool)
+        assert f"of 2 workers {slots} and 1 callers wait" in str(caught.value)
+        assert starts in str(caught.value)
+        now = pool.statistics()
+        assert now.target - (now.idle + now.busy + now.starting + now.leased) == failing
+
+
+async def test_reset_after_one_that_failed(autojump_clock: MockClock) -> None:
+    """Reset: after a failure those of the new release that came up go on; a further reset waits until they are gone."""
+    boots = 0
+
+    async def boot(slot: int) -> None:
+        nonlocal boots
+        boots += 1
+        await trio.sleep(10)
+        if boots == 3:
+            raise BadBoot("disk full")
+
+    async def new(job: Job) -> Any:
+        return b"new"
+
+    async def ask_all() -> list[str]:
+        return sorted([await ask(pool, "old") for _ in range(4)])
+
+    async with open_pool(config(work, num_workers=4)) as pool:
+        with pytest.raises(SpawnError, match="disk full"):
+            await pool.reset(config(new, boot=boot, num_workers=4))
+        assert await ask_all() == ["new", "new", "old", "old"]
+        await pool.reset()
+        assert await ask_all() == ["old"] * 4
 
 
 async def test_queue_full(autojump_clock: MockClock) -> None:

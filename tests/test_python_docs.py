@@ -1,12 +1,15 @@
 """What the docs say of Python functions as jobs is so: their programs run, their errors read as shown."""
 
+import importlib
 import inspect
 import os
 import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NamedTuple
 
 import pytest
@@ -14,8 +17,8 @@ import trio
 import trio.testing
 
 import trio_workers
+from trio_workers import JobError, JobTimeout, Limits, SpawnError, open_python_pool
 from trio_workers import _calls as calls
-from trio_workers import open_python_pool
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = (
@@ -127,6 +130,54 @@ def test_options() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([^|]+)` \|", read("docs/functions.md").partition("## All options")[2], re.M)
     parameters = inspect.signature(trio_workers.open_python_pool).parameters.values()
     assert rows == [(parameter.name, repr(parameter.default)) for parameter in parameters]
+
+
+# a module that an initializer imports
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module of jobs, as it is in this process."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # releases follow each other within one second
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path, "def release():\n    return 1\n")
+    yield importlib.import_module("jobs_of_a_release")
+    del sys.modules["jobs_of_a_release"]
+
+
+def write(directory: Path, text: str) -> None:
+    (directory / "jobs_of_a_release.py").write_text(text, encoding="utf-8")
+
+
+async def test_broken_release_of_a_python_pool(module: ModuleType, tmp_path: Path) -> None:
+    """A broken module is the SpawnError of `reset` where an initializer imports it; else the jobs find out."""
+    async with (
+        open_python_pool(2, initializer=importlib.import_module, initargs=(module.__name__,)) as pool,
+        open_python_pool(1) as unaware,
+    ):
+        write(tmp_path, "raise RuntimeError('no such model')\n")
+        with pytest.raises(SpawnError, match="its initializer raised RuntimeError: no such model"):
+            await pool.reset()
+        assert await pool.run_sync(module.release) == 1
+        await unaware.reset()
+        with pytest.raises(JobError, match="no such model"):
+            await unaware.run_sync(module.release)
+        write(tmp_path, "def release():\n    return 22\n")
+        await pool.reset()
+        assert await pool.run_sync(module.release) == 22
+
+
+async def test_exec_ttl_and_the_first_job(module: ModuleType, tmp_path: Path) -> None:
+    """The import of a job's module is part of the first job on each worker, unless an initializer imports it."""
+    name = module.__name__
+    is_there = f"{name!r} in __import__('sys').modules"
+    async with open_python_pool(1, initializer=importlib.import_module, initargs=(name,)) as pool:
+        assert await pool.run_sync(eval, is_there) is True
+    write(tmp_path, "import time\ntime.sleep(60)\n")
+    async with open_python_pool(1, limits=Limits(exec_ttl=0.2)) as pool:
+        for _ in range(2):
+            with pytest.raises(JobTimeout):
+                await pool.run_sync(module.release)
 
 
 # what happens when ...

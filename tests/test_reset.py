@@ -709,6 +709,28 @@ async def test_a_factory_that_opens_slowly(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 8
         assert [outcome.error for outcome in outcomes] == [None, None]
         assert {await ask(pool) for _ in range(6)} == {"second"}
+        assert at_rest(pool, 2), "the resize came after both"
+        assert pool.config.num_workers == 2
+
+
+async def test_a_factory_that_opens_while_the_pool_is_closed(autojump_clock: MockClock) -> None:
+    """Reset: what a factory needs of a nursery that is closed meanwhile is no error of its own."""
+
+    @attrs.frozen(eq=False)
+    class Late(SlowFactory):
+        async def open(self, nursery: trio.Nursery) -> Spawner:
+            spawner = await super().open(nursery)
+            nursery.start_soon(trio.sleep, 0)
+            return spawner
+
+    old, new = Release("old"), Release("new")
+    async with trio.open_nursery() as nursery:
+        async with open_pool(old.config()) as pool:
+            late = Late(new.handle, boot=new.boot, seconds=5)
+            outcome = start(nursery, pool.reset, attrs.evolve(new.config(), factory=late))
+            await trio.sleep(1)
+        await outcome.done.wait()
+    assert type(outcome.error) is trio.ClosedResourceError
 
 
 async def test_a_factory_whose_opening_is_cancelled(autojump_clock: MockClock) -> None:

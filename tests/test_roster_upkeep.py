@@ -116,16 +116,52 @@ def test_a_share_of_a_large_pool() -> None:
 
 
 def test_a_successor_that_does_not_boot() -> None:
-    """The old worker serves on through the whole back-off, and no other is tried meanwhile."""
-    office = Office(2, limits=steady(ttl=10.0), restart=Restart(jitter=0.0, initial=1.0))
+    """The old worker serves on through the whole back-off."""
+    office = Office(limits=steady(ttl=10.0), restart=Restart(jitter=0.0, initial=1.0))
     let_time_pass(office)
     for delay in (1.0, 2.0, 4.0):
         (new,) = in_state(office, STARTING)
         assert kinds(office.roster.exited(new, 1)) == [ERROR]
-        assert working(office) == 2
+        assert working(office) == 1
         assert office.roster.next_deadline() == office.now + delay
         assert kinds(let_time_pass(office)) == [Spawn]
     assert DESTRUCT in kinds(office.ready())
+
+
+def test_a_slot_that_can_not_boot_holds_up_no_other() -> None:
+    """While a slot waits for its next try, the others are relieved, still one at a time."""
+    office = Office(3, limits=steady(ttl=10.0), restart=Restart(jitter=0.0, initial=30.0))
+    first = list(office.seats)
+    let_time_pass(office)
+    (bad,) = in_state(office, STARTING)
+    assert [ERROR, Spawn] == kinds(office.roster.exited(bad, 1))
+    for _ in range(2):
+        (new,) = in_state(office, STARTING)
+        assert new.slot != bad.slot
+        office.roster.ready(new)
+        for seat in in_state(office, STOPPING):
+            office.roster.exited(seat, 0)
+        assert working(office) == 3
+    assert [seat.slot for seat in office.seats if seat in first] == [bad.slot]
+
+
+def test_leases_in_a_row_do_not_keep_a_worker() -> None:
+    """Who is due is relieved between two leases: its successor is asked for before the next holder has it."""
+    office = Office(limits=steady(ttl=10.0))
+    first, second = office.submit(lease=True), office.submit(lease=True)
+    office.now = 10.0
+    assert not in_state(office, STARTING)
+    office.roster.tick()
+    assert Spawn in kinds(office.roster.released(first))
+    office.write(second)
+    (old,) = in_state(office, SERVING)
+    assert second.seat is old
+    office.ready()
+    assert old.leaving == "ttl"
+    third = office.submit(lease=True)
+    actions = office.roster.released(second)
+    assert Retire in kinds(actions)
+    assert begun(actions) == [third]
 
 
 def test_a_worker_that_dies_before_its_relief() -> None:
@@ -394,6 +430,57 @@ def test_reset_is_a_repair() -> None:
     assert settled(office.ready())
 
 
+def test_reset_of_what_can_not_boot_in_a_pool_that_has_grown() -> None:
+    """Whichever slot is first to be relieved, also one that the pool has grown by: its failed boot decides."""
+    office = Office(1, max_workers=2)
+    jobs = office.submit_many(3)
+    office.now = 0.2
+    office.roster.tick()
+    office.ready()
+    for job in sorted(jobs, key=lambda job: job.seat.slot if job.seat else 0):
+        office.write(job)
+        office.reply(job)
+    lease = office.submit(lease=True)
+    assert lease.seat is not None
+    assert (lease.seat.slot, office.roster.target) == (0, 2)
+    change, actions = office.roster.reset(renewed(office, source="broken"))
+    assert kinds(actions) == [Spawn]
+    (new,) = in_state(office, STARTING)
+    assert new.slot == 1
+    assert settled(office.roster.exited(new, 1))
+    assert change.failed is new
+    assert working(office) == 2
+
+
+def test_a_boot_in_a_slot_that_came_meanwhile_decides_as_well() -> None:
+    """While no worker of the new plan has come up, any failed boot takes the change back."""
+    office = Office(1, max_workers=2)
+    change, _ = office.roster.reset(renewed(office, source="broken"))
+    office.submit_many(3)
+    office.now = 0.2
+    office.roster.tick()
+    new = next(seat for seat in in_state(office, STARTING) if seat.slot == 1)
+    assert settled(office.roster.exited(new, 1))
+    assert change.failed is new
+
+
+def test_the_old_worker_stays_when_all_that_was_new_is_gone() -> None:
+    """A reset fails while a successor stands by, which is as good. When that dies, there is nothing to replace."""
+    office = Office(2)
+    job = office.submit()
+    old = job.seat
+    office.roster.reset(renewed(office))
+    office.ready()
+    (successor,) = in_state(office, STANDBY)
+    office.roster.exited(in_state(office, STARTING)[0], 1)
+    assert successor.state is STANDBY
+    office.roster.exited(successor, -9)
+    assert old is not None
+    assert (old.relief, old.vacant, old.leaving) == (False, False, "")
+    assert not in_state(office, STARTING)
+    assert working(office) == 2
+
+
 def test_a_second_reset_takes_over() -> None:
     """Both are one change, which is done when the later plan is in place."""
     office = Office(2)
@@ -447,7 +534,7 @@ def test_close_while_a_broken_reset_is_under_way() -> None:
 
 
 def test_a_lease_ends_the_worker_a_closing_pool_counts_on() -> None:
-    """Its last permitted job begins inside a lease: the successor for who waits starts then, not when the lease ends."""
+    """Its last permitted job begins inside a lease: the successor for who waits starts then, not at the end."""
     office = Office(limits=steady(ttl=10.0), max_executions=1)
     let_time_pass(office)
     lease, waiting = office.submit(lease=True), office.submit()
@@ -590,6 +677,18 @@ def test_a_queue_that_stays() -> None:
         office.write(jobs[0])
         jobs.append(office.submit())
     assert 4.0 < office.now < 6.0, "a boot after the first job had waited for too long"
+
+
+def test_growth_after_an_idle_death() -> None:
+    """A slot whose worker had died, and has another since, does not keep the pool from growing."""
+    office = Office(1, max_workers=2)
+    office.roster.exited(office.seat, -9)
+    let_time_pass(office)
+    office.ready()
+    office.submit_many(3)
+    office.now += 0.1
+    office.roster.tick()
+    assert office.roster.target == 2
 
 
 def test_no_growth_while_nothing_boots() -> None:

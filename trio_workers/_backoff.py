@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class BackOff:
         return bool(self._retry_at)
 
     @property
-    def is_trying(self) -> bool:
-        """Whether the last worker of some slot has failed, and no other has helped there since."""
-        return bool(self._failures)
+    def failed(self) -> Set[int]:
+        """The slots whose last worker has failed, and no other has helped there since."""
+        return self._failures.keys()
 
     def has_helped(self, slot: int, ready_at: float | None) -> None:
         """Forget a slot's failures: unless they are those of successors, that fail while this worker serves on."""

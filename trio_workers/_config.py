@@ -59,7 +59,7 @@ def _number(
             range_ = (
                 f"from {minimum:g} to {maximum:g}"
                 if maximum < math.inf
-                else f"{'at least' if zero else 'more than'} {minimum:g}"
+                else f"{'at least' if zero or minimum else 'more than'} {minimum:g}"
             )
             raise ValueError(f"{name} must be {range_}, not {value}")
 

@@ -185,6 +185,7 @@ class PoolCore:
         self._job_observer = job_observer
         self._spawners: list[tuple[Factory, Spawner]] = []
         self._changing = trio.Lock()
+        self._resizes = 0
         self._read_memory_at = math.inf
         self._opened = trio.Event()
         self._drained = trio.Event()
@@ -255,6 +256,7 @@ class PoolCore:
         """Replace every worker, by one of this config where one is given, with its codec."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        resizes = self._resizes
         async with self._changing:  # a factory may take its time to open; the later call wins
             self._check_open()
             if config is None or codec is None:
@@ -264,7 +266,9 @@ class PoolCore:
                 if self.roster.phase is not Phase.OPEN:
                     self._close_unused_spawners()
                 self._check_open()
-                plan, size = _plan(Source(config, codec, spawner)), config.num_workers
+                plan = _plan(Source(config, codec, spawner))
+                # A resize that was asked for while the factory opened is the later call.
+                size = config.num_workers if resizes == self._resizes else self._size_to_be
             change, actions = self.roster.reset(plan, size)
             self._begin_change(change, actions)
         await self._wait_for_change(change)
@@ -277,9 +281,16 @@ class PoolCore:
             raise ValueError(f"num_workers must be at least 1, not {size}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
+        self._resizes += 1
         change, actions = self.roster.resize(size)
         self._begin_change(change, actions)
         await self._wait_for_change(change)
+
+    @property
+    def _size_to_be(self) -> int:
+        """How many workers were asked for last."""
+        change = self.roster.change
+        return change.new_size if change else self.roster.size
 
     def _begin_change(self, change: Change, actions: Iterable[Action]) -> None:
         if change.bell is None:
@@ -311,12 +322,13 @@ class PoolCore:
     def _follow_plan(self) -> None:
         """Go by the config that is now the pool's."""
         source: Source = self.roster.plan.source
-        config, size = source.config, self.roster.change.new_size if self.roster.change else self.roster.size
+        config, size = source.config, self._size_to_be
         if size != config.num_workers:
             most = None if config.max_workers is None else max(size, config.max_workers)
             config = attrs.evolve(config, num_workers=size, max_workers=most)
         self.config = self.exchange.config = config
-        if not config.limits.bounds_memory:
+        plans = [self.roster.plan, *(seat.plan for seat in self.roster.seats)]  # those of before keep their bounds
+        if not any(plan.limits.bounds_memory for plan in plans):
             self._read_memory_at = math.inf
         elif self._read_memory_at == math.inf:
             self._read_memory_at = trio.current_time() + READ_MEMORY_EVERY
@@ -329,7 +341,12 @@ class PoolCore:
             if factory == config.factory:
                 await trio.lowlevel.checkpoint()
                 return spawner
-        spawner = await config.factory.open(self._nursery)
+        try:
+            spawner = await config.factory.open(self._nursery)
+        except Exception as error:
+            if self.roster.phase is not Phase.OPEN:
+                raise self._closed() from error  # what went wrong is that the pool's nursery is closed
+            raise
         self._spawners.append((config.factory, spawner))
         return spawner
 
@@ -429,7 +446,7 @@ class PoolCore:
         context: object = emit.context
         name, worker = seat.plan.source.config.name, seat.worker
         if emit.event is WorkerEvent.CREATED:
-            _log.debug("%s[%d] %s: ready", name, seat.slot, worker.pid, extra=extra(seat))
+            _log.debug("%s: ready", _named(seat), extra=extra(seat))
             if not self._opened.is_set() and self._all_ready():
                 self._opened.set()
         elif emit.event is WorkerEvent.DESTRUCT:
@@ -438,7 +455,7 @@ class PoolCore:
             context = self._describe_error(seat)
             if isinstance(context, WorkerError):
                 self.last_error = context
-            _log.warning("%s[%d] %s: %s%s", name, seat.slot, worker.pid, context, _tail(context), extra=extra(seat))
+            _log.warning("%s: %s%s", _named(seat), context, _tail(context), extra=extra(seat))
         if self._observer is not None:
             try:
                 call_user(self._observer, emit.event, worker, context)
@@ -450,16 +467,15 @@ class PoolCore:
             self.fail(context if isinstance(context, SpawnError) else as_spawn_error(context))
 
     def _log_end(self, seat: Seat) -> None:
-        name, pid, job = seat.plan.source.config.name, seat.worker.pid, seat.cancelled
+        job = seat.cancelled
         if job is None:
             reason = seat.reason
             if reason == "max_memory":
                 reason += f", {seat.memory / MIB:.0f} MiB"
-            _log.debug("%s[%d] %s: stopping (%s)", name, seat.slot, pid, reason, extra=extra(seat))
+            _log.debug("%s: stopping (%s)", _named(seat), reason, extra=extra(seat))
         else:
             age = trio.current_time() - job.started
-            _log.info("%s[%d] %s: killed, for %s was cancelled after %.3f s", name, seat.slot, pid, named(job), age,
-                      extra=extra(seat))  # fmt: skip
+            _log.info("%s: killed, for %s was cancelled after %.3f s", _named(seat), named(job), age, extra=extra(seat))
 
     def _all_ready(self) -> bool:
         return (
@@ -567,17 +583,27 @@ class PoolCore:
     def _allocate_timeout(self, job: Job) -> AllocateTimeout:
         now = self.statistics()
         what = "" if job.label is None else f" for {named(job)}"
+        to_try = self._slots_to_try()
+        again = f"{to_try} {'waits' if to_try == 1 else 'wait'} to be tried again, " if to_try else ""
         text = (
             f"no worker of the pool {self.config.name!r} became free{what} within allocate_timeout "
             f"({self.config.allocate_timeout:g} s): of {now.target} workers {now.busy} are busy, "
-            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping, "
+            f"{now.starting} starting, {now.leased} leased, {now.stopping} stopping, {again}"
             f"and {now.waiting} callers wait; the job did not start"
         )
-        if self.roster.failed_in_a_row and self.last_spawn_error is not None:
-            text += f". The last {self.roster.failed_in_a_row} starts of a worker failed: {self.last_spawn_error}"
+        failed = self.roster.failed_in_a_row
+        if failed and self.last_spawn_error is not None:
+            starts = "start" if failed == 1 else f"{failed} starts"
+            text += f". The last {starts} of a worker failed: {self.last_spawn_error}"
         error = AllocateTimeout(text)
-        error.last_spawn_error = self.last_spawn_error if self.roster.failed_in_a_row else None
+        error.last_spawn_error = self.last_spawn_error if failed else None
         return error
+
+    def _slots_to_try(self) -> int:
+        """How many slots have no worker at all, since a start failed and the next has to wait."""
+        if self.config.debug:
+            return 0  # no slot has a worker of its own
+        return self.roster.target - len({seat.slot for seat in self.roster.seats if seat.slot < self.roster.target})
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -676,6 +702,12 @@ def _plan(source: Source) -> Plan:
         debug=config.debug,
         source=source,
     )
+
+
+def _named(seat: Seat) -> str:
+    """Name a worker at the beginning of a log line; one that could not be started has no pid."""
+    name, pid = seat.plan.source.config.name, seat.worker.pid
+    return f"{name}[{seat.slot}]" if pid is None else f"{name}[{seat.slot}] {pid}"
 
 
 def _tail(error: object) -> str:

@@ -148,6 +148,10 @@ class Exchange:
         if self._tell is not None:
             self._tell(job, outcome)
 
+    def outcome_of(self, job: Job) -> str:
+        """Name the outcome of a job that is over without an answer."""
+        return _outcome_of(self._explain(job))
+
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
         if get_ident() != self._thread:
@@ -388,7 +392,12 @@ class Exchange:
         except (WorkersError, trio.ClosedResourceError):
             pass  # the worker's end has been told already, and nobody waits for this job
         except Exception:  # two tasks in one stream, or a relay of the user's own
-            _log.exception("a stream that was left early could not be read to its end; its worker is killed")
+            seat = job.seat
+            slot, pid = (None, None) if seat is None else (seat.slot, seat.worker.pid)
+            about = {"pool": self.config.name, "slot": slot, "pid": pid, "reason": ""}
+            _log.exception(
+                "a stream that was left early could not be read to its end; its worker is killed", extra=about
+            )
         finally:
             self.abandon(job)
             if job.left is not None:
@@ -503,7 +512,7 @@ class Parts(Generic[T]):
     ) -> None:
         job = self._job
         if error is None or isinstance(error, Exception):
-            self._end("replied")
+            self._end("replied" if job.end is None else self._exchange.outcome_of(job))
             self._exchange.leave(job)
         else:
             self._end("cancelled")
@@ -603,8 +612,10 @@ def describe(seat: Seat, ending: Ending, *, phase: str, what: str = "", started:
     fault = seat.fault
     if isinstance(fault, Excess) and fault.limit == "hard_memory":
         phase = "memory"
-        used, bound = fault.figure / MIB, fault.bound / MIB
-        text = f"used {used:.0f} MiB of memory, more than hard_memory ({bound:.0f} MiB), {doing}, and was killed."
+        # A bound below 1 MiB was meant in another unit: so show what it is in bytes.
+        unit, name = (MIB, "MiB") if fault.bound >= MIB else (1, "bytes")
+        used, bound = f"{fault.figure / unit:.0f} {name}", f"{fault.bound / unit:.0f} {name}"
+        text = f"used {used} of memory, more than hard_memory ({bound}), {doing}, and was killed."
         return error(WorkerError, text)
     how = how_it_ended(ending.returncode)
     if isinstance(fault, BaseException):

@@ -156,9 +156,9 @@ class Pool:
         """Replace every worker by a fresh one, and return when the last old one is gone.
 
         With a `config`, by workers of that: another command, environment, protocol, factory or number of workers, and
-        all its other fields for the jobs to come. It is the pool's `config` from the call on. One worker at a time is
-        replaced, in large pools one in eight, each when its successor is ready, so no job waits longer or is lost; one
-        that is leased is replaced after its lease.
+        all its other fields for the jobs to come. It is the pool's `config` from when its factory is open. One worker
+        at a time is replaced, in large pools one in eight, each when its successor is ready, so no job waits longer or
+        is lost; one that is leased is replaced after its lease.
 
         Raise `SpawnError` where a new worker can't boot: then the pool goes back to what it was, and those that were
         replaced already are replaced once more. `OSError` where the new factory can't be opened, and
@@ -177,9 +177,9 @@ class Pool:
         """Have this many workers, and return when they are ready, or those too many are gone.
 
         Workers are added at once, and retired after the job they are on, those of the highest slots.
-        `Config.max_workers` stays as it is, or is raised to this number. Raise TypeError or ValueError for anything but
-        a number of at least 1; `SpawnError` where a new worker can't boot: then the pool has as many as before.
-        Otherwise like `reset`.
+        `Config.max_workers` is raised to this number for as long as it is above it. Raise TypeError or ValueError for
+        anything but a number of at least 1; `SpawnError` where a new worker can't boot: then the pool has as many as
+        before. Otherwise like `reset`.
         """
         await self._core.resize(num_workers)
 
@@ -271,8 +271,9 @@ def open_pool(
 def open_worker(config: Config, *, observer: Observer | None = None) -> AbstractAsyncContextManager[Worker]:
     """Start a single worker, to oneself: `async with open_worker(config) as worker`, then `await worker.exec(payload)`.
 
-    It is not replaced: once it is gone, `exec` raises what it ended with. `Config.num_workers`, `max_workers` and
-    `debug` are not looked at. Otherwise like `open_pool`.
+    It is not replaced: once it is gone, `exec` raises what it ended with. So what would replace it is not looked at:
+    `Config.num_workers`, `max_workers`, `max_executions`, `debug`, and of its `limits` `ttl`, `idle_ttl` and
+    `max_memory`. Otherwise like `open_pool`.
     """
     check_observer(observer)
     _check(config)

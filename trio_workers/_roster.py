@@ -457,8 +457,9 @@ class Roster:
         change = self._join_change()
         if size is not None:
             change.new_size, change.sized = size, True
-        change.slots = set() if plan.debug else set(range(change.new_size))
         self.target = change.new_size if plan.debug else max(self.target, change.new_size)
+        # All slots that will be there: in a pool that has grown, which of them is first to be replaced is not known.
+        change.slots = set() if plan.debug else set(range(change.new_size if change.sized else self.target))
         actions: list[Action] = []
         self._go_by(plan, actions)
         actions.extend(self._relieve())
@@ -642,7 +643,12 @@ class Roster:
             return self.retire(seat, "debug")
         if seat.spent:
             return self.retire(seat, "max_executions")
-        return [*self._make_room(seat), *self._relieve(), *self._heal()]
+        actions: list[Action] = []
+        if seat.due == "idle_ttl":
+            seat.due = ""  # it was of use
+            actions.extend(self._remind(seat.expires_at))
+        # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
+        return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
@@ -789,7 +795,7 @@ class Roster:
                 job.seat = seat
                 self._over(job, End.NOT_BOOTED)
                 actions.append(Wake(job))
-            elif change is not None and seat.plan is self.plan and seat.slot in change.slots:
+            elif change is not None and seat.plan is self.plan and self._decides(seat, change):
                 self._take_change_back(seat, change, actions)
             elif seat.plan is self.plan:
                 self._backoff.in_a_row += 1
@@ -922,10 +928,15 @@ class Roster:
         under_way = 0
         for seat in list(self.seats):
             serves_on = seat.state is SERVING and not seat.leaving and seat.vacant
-            if serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
+            if serves_on and self._has_no_reason(seat):
+                if self._has_successor(seat):
+                    self._leave(seat, RESET, actions)
+                else:
+                    self._keep(seat, actions)
+            elif serves_on and (why := self._why_due(seat)) and self._has_successor(seat):
                 self._leave(seat, why, actions)
             if seat.relief and (seat.state is STOPPING or (seat.state is SERVING and not seat.leaving)):
-                under_way += 1
+                under_way += not self._is_held_up(seat)
         places = max(1, self.target // RELIEVED_AT_A_TIME) - under_way
         change = self.change
         to_come = change.new_size if change is not None and change.sized else self.target
@@ -944,6 +955,18 @@ class Roster:
             seat.relief = seat.vacant = True
             places -= 1
         return actions
+
+    def _has_no_reason(self, seat: Seat) -> bool:
+        """Whether a seat that was to be replaced is as good as any: the change that it was for has been taken back."""
+        if seat.plan is not self.plan or seat.due or seat.spent:
+            return False
+        return seat.relief or seat.leaving == RESET or not seat.limit  # with a limit, its last jobs may be near
+
+    def _is_held_up(self, seat: Seat) -> bool:
+        """Whether a seat's successor has failed, and its slot waits for the next try: others must not wait with it."""
+        if seat.state is not SERVING or self._backoff.may_try(seat.slot, self._clock()):
+            return False
+        return not any(other.slot == seat.slot and other.state in (STARTING, STANDBY) for other in self.seats)
 
     def _has_successor(self, seat: Seat) -> bool:
         return any(other.slot == seat.slot and other.state is STANDBY for other in self.seats)
@@ -975,7 +998,10 @@ class Roster:
             growth.look_again(due)
         elif growth.wants_more(now, waiting, self.served, self._boot_took, grow_after):
             coming = sum(seat.state is STARTING for seat in self.seats)
-            if coming < waiting and not self._backoff.is_trying:
+            serving = {seat.slot for seat in self.seats if seat.state is SERVING}
+            if (
+                coming < waiting and self._backoff.failed <= serving
+            ):  # no slot's last worker has failed, for all we know
                 self.target += 1
                 growth.open_window(now, self.plan.limits.idle_ttl, 0)
 
@@ -1052,11 +1078,15 @@ class Roster:
                 elif seat.state is STANDBY:
                     self._leave(seat, RESET, actions)
             for seat in list(self.seats):
-                if seat.plan is self.plan and seat.state is SERVING and not seat.due and not seat.spent:
+                if seat.state is SERVING and seat.vacant and self._has_no_reason(seat):
                     self._keep(seat, actions)
         self._dismiss(actions, "resize")
         actions.extend(self._watch_queue())
         actions.append(Settled(change))
+
+    def _decides(self, failed: Seat, change: Change) -> bool:
+        """Whether a change fails with this boot: it was asked for, or no worker of the new plan has ever come up."""
+        return failed.slot in change.slots or (change.plan is not self.plan and not self._is_proved())
 
     def _go_by(self, plan: Plan, actions: list[Action]) -> None:
         """Make this the plan: what failed, and what comes up, by another one is no matter any more."""
@@ -1078,7 +1108,7 @@ class Roster:
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
-        if (seat.relief or seat.leaving == RESET) and not self._has_heir(seat):
+        if (seat.relief or seat.leaving == RESET or not seat.leaving) and not self._has_heir(seat):
             seat.relief = seat.vacant = False
             seat.leaving = ""
             self._offer_room(seat, actions)

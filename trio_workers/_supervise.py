@@ -352,7 +352,12 @@ def _found(launch: Launch, not_started: bool) -> str:
     program = os.fsdecode(launch.argv[0])
     path = shutil.which(program, path=launch.env.get("PATH"))
     if path is None:
-        return f" ({program!r} is not to be found on PATH, or not executable)" if not_started else ""
+        missing = (
+            "does not exist, or is not executable"
+            if os.path.dirname(program)
+            else "is not to be found on PATH, or not executable"
+        )
+        return f" ({program!r} {missing})" if not_started else ""
     return f" (found as {path})" if path != program else ""
 
 

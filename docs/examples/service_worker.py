@@ -12,6 +12,8 @@ if RELEASE == "broken":
 
 def answer(job: Job) -> bytes:
     time.sleep(0.02)
+    if RELEASE == "crashing":
+        os._exit(3)
     return RELEASE.encode()
 
 
