@@ -23,6 +23,7 @@ PACKAGE: Final = ROOT / "trio_workers"
 # As in the design's list of the layout: a module imports only what stands before it.
 LAYOUT: Final = (
     "_goridge",
+    "_arena",
     "_calls",
     "_conversation",
     "_model",
@@ -60,6 +61,7 @@ LAYOUT: Final = (
 STANDARD_LIBRARY_ONLY: Final = (
     "__init__",
     "_goridge",
+    "_arena",
     "_calls",
     "child._relay",
     "child",
@@ -325,7 +327,7 @@ def test_standard_library_only(module: str) -> None:
     """What a worker loads needs nothing but Python, and of this package only what both sides use."""
     ours, others = imports_of("" if module == "__init__" else module)
     assert others - OPTIONAL.get(module, set()) <= sys.stdlib_module_names
-    assert ours <= {"_goridge", "_calls", "child._relay", "child._main_module", "child._functions"}
+    assert ours <= {"_goridge", "_arena", "_calls", "child._relay", "child._main_module", "child._functions"}
 
 
 @pytest.mark.parametrize("module", SANS_IO)

@@ -1,17 +1,23 @@
-"""The pool's side of a conversation with its own Python child, and the line that reads large answers in place.
+"""The pool's side of a conversation with its own Python child, and the line that moves what is large.
 
 The stages and what may come in each are those of every conversation (`TABLE`); what differs is the messages
 (`_calls.py`), and that an answer must carry the id of the job it answers.
 """
 
+import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
+import trio
+
+from ._arena import AT_ONCE, IN_ARENA, SLICE, Arena, Filling, Kept
 from ._calls import (
     END,
     ERROR,
     FROM_CHILD,
+    GATHERED,
     HELLO,
     PART,
     READY,
@@ -22,7 +28,10 @@ from ._calls import (
     Decoder,
     Message,
     beginning,
+    buffers_of,
+    drop_sent,
     encode,
+    placed,
 )
 from ._conversation import TABLE, Event, Failed, Part, Refused, Replied, Shaken, Stage
 from ._goridge import FrameError
@@ -40,11 +49,11 @@ class CallConversation:
 
     stray = "A job must leave alone the descriptors that it did not open: one of them is the pool's."
 
-    def __init__(self, hello: bytes, max_frame_size: int) -> None:
+    def __init__(self, hello: bytes, max_frame_size: int, arena: Arena | None = None, kept: Kept | None = None) -> None:
         self.answers: deque[bytes] = deque()
         self.stage = Stage.SHAKING
         self._hello = hello
-        self._decoder = Decoder(FROM_CHILD, max_frame_size)
+        self._decoder = Decoder(FROM_CHILD, max_frame_size, arena, kept, SLICE)
         self._id = 0
 
     def __repr__(self) -> str:
@@ -91,6 +100,20 @@ class CallConversation:
     def filled(self, count: int) -> None:
         """Note that this many bytes were read into `space`."""
         self._decoder.filled(count)
+
+    @property
+    def drawing(self) -> bool:
+        """Whether an answer has arrived of which more is to be taken out of the arena, by `next_event`."""
+        return self._decoder.drawing
+
+    def hurry(self) -> None:
+        """Take answers out of the arena in one go from now on."""
+        self._decoder.most = AT_ONCE
+
+    def take_excuse(self) -> int:
+        """Return the errno by which the child said since the last time why it did without the arena, or 0."""
+        excuse, self._decoder.excuse = self._decoder.excuse, 0
+        return excuse
 
     @property
     def leftover(self) -> bytes:
@@ -142,21 +165,148 @@ def _interpret(message: Message) -> Event | None:
     return Shaken(int.from_bytes(body, "little")) if kind == READY else None
 
 
+class CallRelay(FdRelay):
+    """The socket to a Python child, and the arena beside it.
+
+    `complain` is told why the arena could not be had; `drawing` is set while an answer is being taken out of it: then
+    there is something to read that no socket knows of.
+    """
+
+    drawing = False
+
+    def __init__(self, fd: int, arena: Arena | None, complain: Callable[[str, int], None]) -> None:
+        super().__init__(fd, fd, kind="unix")
+        self.arena = arena
+        self.complain = complain
+
+    async def wait_readable(self) -> None:
+        if self.drawing and not self.closed:
+            await trio.lowlevel.checkpoint()
+        else:
+            await super().wait_readable()
+
+    def close(self) -> None:
+        super().close()
+        if self.arena is not None:
+            self.arena.close()
+
+
 class CallLine(Line):
-    """A line to a Python child."""
+    """A line to a Python child.
 
-    __slots__ = ("_calls", "_fds")
+    The buffers of a large job are copied into the arena, and then its message is written: so it can't begin before.
+    A job that is given up while that goes on has not started.
+    """
 
-    def __init__(self, relay: FdRelay, conversation: CallConversation) -> None:
+    __slots__ = ("_arena", "_calls", "_fds", "_filling", "_frames", "_note_large", "_overdue")
+
+    def __init__(
+        self, relay: FdRelay, conversation: CallConversation, note_large: Callable[[], None] = lambda: None
+    ) -> None:
+        """Own both. `note_large` is called when the arena is used."""
         super().__init__(relay, conversation)
+        self._note_large = note_large
         self._fds = relay
         self._calls = conversation
+        self._arena = relay.arena if isinstance(relay, CallRelay) else None
+        self._filling: Filling | None = None
+        self._frames: Sequence[bytes | memoryview] = ()
+        self._overdue = False
+
+    # writing
+
+    def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
+        """See `Line.begin`."""
+        if self._overdue:
+            self.give_back()
+        if len(frames) == 1:
+            return super().begin(frames)
+        if self._arena is not None:
+            buffers = buffers_of(frames)
+            if sum([view.nbytes for view in buffers]) >= IN_ARENA:
+                self._filling = Filling(self._arena, buffers)
+                self._frames = frames
+                self._note_large()
+        why = super().begin(frames)
+        if why is not None:
+            self._drop_filling()
+        return why
+
+    def _push(self) -> bool:
+        if self._filling is not None and not self._fill():
+            return False
+        unsent = self._unsent
+        while len(unsent) > 1:
+            written = self._fds.write_gathered([*islice(unsent, GATHERED)])
+            if not written:
+                return False
+            self._begun = True
+            drop_sent(unsent, written)
+        return super()._push()
+
+    def _fill(self) -> bool:
+        """Copy the next slice of a job into the arena; True when its message can be written."""
+        filling, frames, relay = self._filling, self._frames, self._fds
+        assert filling is not None
+        assert isinstance(relay, CallRelay)
+        if not relay.closed:
+            try:
+                if not filling.go_on(SLICE):
+                    return False
+            except (OSError, ImportError) as error:
+                number = error.errno if isinstance(error, OSError) else None
+                relay.complain("", number or errno.ENOSYS)  # and the buffers take the socket
+                if self._arena is not None:
+                    self._arena.give_back()  # part of it came before there was none left
+            else:
+                for _ in frames:
+                    self._unsent.pop()
+                self._unsent.extend(placed(frames))
+        self._drop_filling()
+        return True
+
+    def _drop_filling(self) -> None:
+        self._filling = None
+        self._frames = ()
+
+    # the arena
+
+    def give_back(self) -> None:
+        """Return the arena's memory to the system: now, where nothing is under way, else before the next job."""
+        self._overdue = self._calls.stage is not _IDLE
+        if self._arena is not None and not self._overdue:
+            self._arena.give_back()
+
+    @property
+    def arena_uses(self) -> int:
+        """How often the arena was used, in either direction."""
+        return 0 if self._arena is None else self._arena.uses
+
+    @property
+    def shared_memory(self) -> int:
+        """See `Line.shared_memory`."""
+        return 0 if self._arena is None else self._arena.used
+
+    def _note_arena(self, *, drew: bool) -> None:
+        relay = self._fds
+        if self._arena is None or not isinstance(relay, CallRelay):
+            return
+        relay.drawing = self._calls.drawing
+        if drew and not relay.drawing:
+            self._arena.note_taken()
+            self._note_large()
+        if excuse := self._calls.take_excuse():
+            relay.complain(" in a worker", excuse)
+
+    # reading
 
     def read(self) -> Event | None:
         """See `Line.read`: large bodies and buffers are read straight into memory of their own."""
         if self._owed:
             self._pay()
         relay, calls = self._fds, self._calls
+        if calls.drawing:
+            return self._next_event()
         for _ in range(READS_IN_A_ROW):
             space = calls.space
             if space is None:
@@ -180,6 +330,23 @@ class CallLine(Line):
                 calls.filled(count)
             self._answered = True
             event = self._next_event()
-            if event is not None:
+            if event is not None or calls.drawing:
                 return event
         return None
+
+    def _next_event(self) -> Event | None:
+        drew = self._calls.drawing
+        try:
+            return super()._next_event()
+        finally:
+            self._note_arena(drew=drew)
+
+    def finish(self) -> None:
+        """See `Line.finish`."""
+        self._calls.hurry()
+        super().finish()
+
+    def close(self) -> None:
+        """See `Line.close`."""
+        self._drop_filling()
+        super().close()

@@ -298,6 +298,7 @@ def open_python_pool(
         pickler=pickler,
         initializer=encoded,
         initializer_name="" if initializer is None else name_of(initializer),
+        keeps_memory=not (isinstance(limits, Limits) and limits.bounds_memory),
     )
     interpreter()  # fails here rather than at each start
     config = Config(

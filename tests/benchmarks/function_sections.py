@@ -14,7 +14,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from tests.benchmarks import alone
+from tests.benchmarks import alone, bare_copy
 from tests.benchmarks.function_pools import (
     ALL,
     CHUNK,
@@ -249,6 +249,8 @@ async def maps(pace: Pace) -> list[Table]:
 def run_alone(what: str, name: str, workers: int, seconds: float = 0.0) -> tuple[float, ...]:
     """Run `alone` in a fresh interpreter; return when it was started (the monotonic clock's time) and its numbers."""
     argv = [sys.executable, "-m", "tests.benchmarks.alone", what, name, str(workers), str(seconds)]
+    if name == bare_copy.NAME:
+        argv = [sys.executable, "-m", "tests.benchmarks.bare_copy", str(8 * alone.FLOATS), str(seconds)]
     start = time.monotonic()
     done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=HUNG, check=True)
     return start, *map(float, done.stdout.split())
@@ -278,20 +280,25 @@ async def there_and_back(what: str, title: str, note: str, rounds: int, seconds:
         ["who", "p50", "a second", "p50 / ours", "a second / ours"],
     )
     results = {candidate.name: Latency() for candidate in present()}
+    if what == "array":
+        results[bare_copy.NAME] = Latency()
     for name in in_turn(list(results), rounds):
         _, p50, rate = await trio.to_thread.run_sync(run_alone, what, name, 1, seconds)
         results[name].p50.append(p50)
         results[name].rate.append(rate)
     ours = results[OURS.name]
-    return fill(
-        table,
-        lambda name: [
+
+    def cells(name: str) -> Sequence[str]:
+        return [
             spread(results[name].p50, milli),
             spread(results[name].rate, per_second),
             ratios(results[name].p50, ours.p50),
             ratios(results[name].rate, ours.rate),
-        ],
-    )
+        ]
+
+    if what == "array":
+        table.add(bare_copy.NAME, *cells(bare_copy.NAME))
+    return fill(table, cells)
 
 
 async def from_cold(pace: Pace) -> list[Table]:

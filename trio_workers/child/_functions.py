@@ -11,14 +11,19 @@ import faulthandler
 import os
 import select
 import sys
+from collections import deque
 from contextvars import Context, copy_context
+from errno import ENOSYS
 from io import BytesIO
+from itertools import islice
 
+from .._arena import IN_ARENA, KEPT_FOR, Arena, Filling, Kept
 from .._calls import (
     CALL,
     END,
     ERROR,
     FROM_POOL,
+    GATHERED,
     HELLO,
     MOST_BUFFERS,
     OUT_OF_BAND,
@@ -31,10 +36,14 @@ from .._calls import (
     STREAM,
     Decoder,
     Message,
+    buffers_of,
+    drop_sent,
     encode,
+    excused,
     in_short,
     link,
     links,
+    placed,
     restore,
 )
 from . import _main_module
@@ -74,9 +83,11 @@ class JobFailed(Exception):
 class Child:
     """One worker: its end of the relay and how it pickles."""
 
-    def __init__(self, connection: "socket.socket") -> None:
+    def __init__(self, connection: "socket.socket", arena: Arena | None = None) -> None:
         self._connection = connection
-        self._decoder = Decoder(FROM_POOL, NO_LIMIT)
+        self._arena = arena
+        self._kept = Kept()
+        self._decoder = Decoder(FROM_POOL, NO_LIMIT, arena, self._kept)
         self._ahead: list[Message] = []
         self._pid = os.getpid()
         self._poll = select.poll()
@@ -94,6 +105,10 @@ class Child:
         """Wait for the next message; None when the pool is gone."""
         if self._ahead:
             return self._ahead.pop(0)
+        if self._kept:
+            self._kept.grow_older()
+            if not self._poll.poll(1000 * KEPT_FOR):
+                self._kept.clear()
         decoder = self._decoder
         while (message := decoder.next_message()) is None:
             space = decoder.space
@@ -119,11 +134,28 @@ class Child:
     def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
         """Send a message; False when the pool is gone."""
         try:
-            for piece in pieces:
-                self._connection.sendall(piece)
+            if len(pieces) == 1:
+                self._connection.sendall(pieces[0])
+                return True
+            left = deque(self._place(pieces))
+            while left:
+                drop_sent(left, self._connection.sendmsg([*islice(left, GATHERED)]))
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def _place(self, pieces: "Sequence[bytes | memoryview]") -> "Sequence[bytes | memoryview]":
+        """Put large buffers of an answer into the arena, if that can be had and all before them has been taken out."""
+        arena, buffers = self._arena, buffers_of(pieces)
+        if arena is None or sum([view.nbytes for view in buffers]) < IN_ARENA or not arena.free:
+            return pieces
+        try:
+            Filling(arena, buffers).go_on()
+        except (OSError, ImportError) as error:
+            arena.give_back()  # part of it came before there was none left
+            return excused(pieces, error.errno or ENOSYS if isinstance(error, OSError) else ENOSYS)
+        arena.sent += 1
+        return placed(pieces)
 
     def _stream_stop_asked(self, id_: int) -> bool:
         """Look, without waiting, whether the pool has asked to end this stream; other messages are kept."""
@@ -156,6 +188,8 @@ class Child:
         _main_module.install(hello["main"])
         if hello["pickler"] == "cloudpickle":
             self._dumps = _dumps_by_value
+        if not hello["keeps_memory"]:
+            self._kept.keep_nothing()
         if hello["initializer"] is not None:
             try:
                 try:
@@ -482,16 +516,20 @@ def _do_nothing(number: int, frame: object) -> None:
     return
 
 
-def main(fd: int) -> None:
-    """Serve until the pool says stop or is gone."""
+def main(fd: int, arena_fd: int) -> None:
+    """Serve until the pool says stop or is gone; `arena_fd` is -1 where there is no arena."""
     os.set_inheritable(fd, False)
+    arena = None
+    if arena_fd >= 0:
+        os.set_inheritable(arena_fd, False)
+        arena = Arena(arena_fd)
     # The pool decides when its workers end. A function, for SIG_IGN would be inherited by programs that jobs start.
     signal.signal(signal.SIGINT, _do_nothing)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     connection = socket.socket(fileno=fd)
-    child = Child(connection)
+    child = Child(connection, arena)
     if child.greet():
         while child.serve_one():
             child.clean_up()
