@@ -11,6 +11,7 @@ import trio
 from trio_workers._call_line import CallConversation, CallLine
 from trio_workers._calls import (
     CALL,
+    DONE,
     END,
     ERROR,
     FROM_CHILD,
@@ -20,6 +21,7 @@ from trio_workers._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     STREAM,
@@ -29,6 +31,7 @@ from trio_workers._calls import (
 )
 from trio_workers._conversation import Event, Failed, Part, Refused, Replied, Shaken, Stage
 from trio_workers._goridge import FrameError
+from trio_workers._region import DONE_HEAD
 from trio_workers._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, LineEnded
 
 LIMIT: Final = 64 << 20
@@ -92,6 +95,8 @@ ANSWERS: Final = {
     "error": (ERROR, b"textexception", 4),
     "error without exception": (ERROR, b"text", 4),
     "refused": (REFUSED, b"textexception", 4),
+    "some results": (SOME, b"results", 0),  # these two only answer a chunk
+    "a chunk's end": (DONE, DONE_HEAD.pack(1, 7, 1000) + b"results", 0),
 }
 OUTCOMES: Final[dict[tuple[Stage, str], tuple[object, Stage]]] = {
     (Stage.SHAKING, "ready"): (Shaken(PID), Stage.IDLE),

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import pickle
 import socket
@@ -16,6 +17,7 @@ from ._call_line import CallConversation, CallLine
 from ._calls import in_short
 from ._factories import DescriptorSpawner, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
+from ._region import Region
 from ._relay import FdRelay, Line
 
 SOCKET_BUFFER: Final = 1024 * 1024
@@ -32,6 +34,9 @@ NO_MAIN: Final = (
     'functions and classes of jobs in a module of their own, or open the pool with pickler="cloudpickle" '
     "(pip install 'trio_workers[cloudpickle]')"
 )
+
+
+_log = logging.getLogger("trio_workers.pool")
 
 
 def interpreter() -> list[str]:
@@ -120,6 +125,8 @@ class _PythonSpawner(DescriptorSpawner):
     def __init__(self, factory: PythonFactory) -> None:
         super().__init__()
         self._factory = factory
+        self._regions: dict[WorkerProcess, Region] = {}
+        self._told = False
 
     @trio.lowlevel.enable_ki_protection
     async def spawn(self, launch: Launch) -> WorkerProcess:
@@ -137,12 +144,34 @@ class _PythonSpawner(DescriptorSpawner):
             the_childs.callback(os.close, null)
             os.set_blocking(fd, False)
             relay = FdRelay(fd, fd, kind="unix")
+            inherited = [child_fd]
+            region = self._open_region(launch)
+            if region is not None:
+                ours.callback(region.close)
+                the_childs.callback(region.release_fd)
+                inherited.append(region.fd)
             process = await spawn_process(
-                attrs.evolve(launch, argv=(*launch.argv, str(child_fd), ROOT)),
-                stdin=null, stdout=None, limiter=self._limiter, inherited=(child_fd,),
+                attrs.evolve(launch, argv=(*launch.argv, str(child_fd), ROOT, str(region.fd if region else -1))),
+                stdin=null, stdout=None, limiter=self._limiter, inherited=tuple(inherited),
             )  # fmt: skip
             ours.pop_all()
+        if region is not None:
+            self._regions[process] = region
+            process.at_reap(lambda: self._regions.pop(process).close())
         return self._keep(process, relay)
+
+    def _open_region(self, launch: Launch) -> Region | None:
+        try:
+            return Region()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "%s: no memory can be shared with workers, so a map of functions runs slower: %s",
+                    launch.label,
+                    error,
+                )
+            return None
 
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
@@ -152,7 +181,8 @@ class _PythonSpawner(DescriptorSpawner):
         except Exception as error:
             text = f"sys.path or sys.argv can't be sent to a worker: {in_short(error)}"
             raise RuntimeError(text) from error
-        return CallLine(self._take(process), CallConversation(hello, launch.max_frame_size))
+        region = self._regions.get(process)
+        return CallLine(self._take(process), CallConversation(hello, launch.max_frame_size, region))
 
     def advice(self, error: Exception | None) -> str | None:
         if isinstance(error, RuntimeError):

@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import trio
 
+from ._chunks import FunctionRunner
 from ._codec import Answer, check_label
 from ._config import Config, Environment, Limits, Restart, available_cores
 from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, open_core
@@ -135,19 +136,13 @@ class PythonPool:
         if not iterables:
             raise TypeError("map takes a function and at least one iterable")
         self._codec.check(fn, "map")
-        core, codec, label = self._core, self._codec, name_of(fn)
-
-        @trio.lowlevel.enable_ki_protection
-        async def run(*args: Any) -> T:
-            job = Job(codec.encode_call(fn, args), label)
-            job.patient, job.unhurried = True, core.roster.may_grow
-            return decode(await core.exchange.run(job), fn)  # type: ignore[no-any-return]
-
+        core = self._core
         block = open_map(
-            run,
+            FunctionRunner(core, self._codec, fn, name_of(fn)),
             *iterables,
             ordered=ordered,
-            window=core.window if window is None else window,
+            window=window,
+            base=core.window,
             width=core.width,
             return_exceptions=return_exceptions,
         )
