@@ -181,6 +181,14 @@ class CallLine(Line):
         """Whether the child can account for chunks; else it runs one item of each."""
         return self._calls.region is not None
 
+    def look(self) -> tuple[int, int, bytes]:
+        """Look at the region while a chunk is under way; see `Region.remains`.
+
+        What the child is writing now may be seen in part: only what was the same at the last look is to be believed.
+        """
+        region, chunk = self._calls.region, self._calls.chunk
+        return (0, 0, b"") if region is None or chunk is None else region.remains(chunk)
+
     def finish(self) -> None:
         """See `Line.finish`: also keep what is left of a chunk, for the region goes with the process."""
         super().finish()

@@ -19,12 +19,45 @@ from ._functions import FunctionCodec, decode
 from ._map import Flow, Items
 from ._pace import Pace
 from ._region import BUDGET, DONE_HEAD, SIZE
-from ._seats import Job
+from ._seats import WRITTEN, Job
 
 Frames = tuple[bytes | memoryview, ...]
 
 SMALLEST_LIMIT: Final = 2 * SIZE
 """With a smaller `max_frame_size` calls go alone, so that it bounds each of them and no more."""
+
+
+LOOK_EVERY: Final = 0.01
+"""Seconds between two looks at chunks under way: an item that takes longer than most keeps back the results of those
+before it in its chunk for no longer than two of these."""
+
+
+class _UnderWay:
+    """A chunk with a worker: whose results are there, up to `at`.
+
+    Those up to `sent_up_to` were sent by the child, which lets the region begin with the next; `seen` bytes of the
+    region have been put down already. `begun`: how many items had begun when it was last looked at.
+    """
+
+    __slots__ = ("at", "begun", "id", "items", "job", "seen", "sent_up_to")
+
+    def __init__(self, items: Items, job: Job) -> None:
+        self.items = items
+        self.job = job
+        self.id = int.from_bytes(job.frames[0][ID], "little")
+        self.at = self.sent_up_to = items.start
+        self.seen = 0
+        self.begun = 0
+
+    @property
+    def end(self) -> int:
+        """The index behind its last item."""
+        return self.items.start + len(self.items)
+
+    @property
+    def missing(self) -> int:
+        """How many results are not there."""
+        return self.end - self.at
 
 
 class FunctionRunner:
@@ -37,6 +70,8 @@ class FunctionRunner:
         self._label = label
         self.pace = Pace()
         self._together = True
+        self._under_way: list[_UnderWay] = []
+        self._watching = False
 
     @property
     def size(self) -> int:
@@ -67,7 +102,7 @@ class FunctionRunner:
             await self._run_alone(start + count, rest, flow)
 
     def _encode(self, items: Items) -> tuple[int, Job | None, Job | Exception | None]:
-        """Make a job of the first items, and one of the next where that can't be with them, or say why that can't be."""
+        """Make a job of the first items, and another of the next where that can't be with them, or say why not."""
         if len(items) > 1:
             frames, count, rest = self._codec.encode_calls(self._function, items.columns)
         else:
@@ -95,95 +130,120 @@ class FunctionRunner:
     async def _run_chunk(self, items: Items, job: Job, flow: Flow[Any]) -> None:
         exchange = self._core.exchange
         job.slack = BUDGET
-        id_ = int.from_bytes(job.frames[0][ID], "little")
-        start = at = items.start
+        chunk = _UnderWay(items, job)
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             exchange.enter(job)
         except Exception as error:  # the pool is closed
             exchange.hang_up(job)
             exchange.count(job, outcome_of(error), len(items) - 1)
-            flow.put_error(start, error)
+            flow.put_error(items.start, error)
             return
+        self._watch(chunk, flow)
         try:
             while type(outcome := await exchange.see_through(job)) is Part:
                 job.streaming = False  # to all others it is a job that runs
-                at += self._put(at, outcome.body, outcome.buffers, job, flow)
+                self._put(chunk, outcome.body, flow, outcome.buffers)
+                chunk.sent_up_to = chunk.at
         except Exception as error:
             exchange.abandon(job)
-            self._lose(items, at, id_, job, error, flow)
+            self._lose(chunk, error, flow)
             return
         except BaseException:
-            exchange.count(job, "cancelled", start + len(items) - at)
+            exchange.count(job, "cancelled", chunk.missing)
             exchange.abandon(job)
             raise
+        finally:
+            self._under_way.remove(chunk)
         exchange.hang_up(job)
         if type(outcome) is Failed:
-            exchange.count(job, "failed", start + len(items) - at)
-            for place in range(at, start + len(items)):
+            exchange.count(job, "failed", chunk.missing)
+            for place in range(chunk.at, chunk.end):
                 flow.put_error(place, exchange.failure(outcome))
             return
         assert type(outcome) is Replied
         done, _, nanoseconds = DONE_HEAD.unpack_from(outcome.body)
         self.pace.ran(done, nanoseconds / 1e9, awaited=flow.was_awaited())
-        self._put(at, outcome.body[DONE_HEAD.size :], (), job, flow)
+        self._put(chunk, outcome.body[DONE_HEAD.size :], flow)
         self._note_begun(job, done)
         if not _line_of(job).has_region:
             self._together = False
         if done < len(items):
             flow.give_back(items.after(done))
 
-    def _put(
-        self, at: int, body: bytes, buffers: Sequence[bytes | bytearray], job: Job, flow: Flow[Any], skip: int = 0
-    ) -> int:
-        """Put down results of a chunk, but for those that are there already; return how many they were."""
-        failures: dict[int, Exception] = {}
+    def _put(self, chunk: "_UnderWay", body: bytes, flow: Flow[Any], buffers: Sequence[bytes | bytearray] = ()) -> None:
+        """Put down results of a chunk, as they are in the region or were sent from there."""
         if buffers:
             values: list[Any] = [None]
+            failures: dict[int, Exception] = {}
             try:
                 values[0] = decode(Replied(b"", body, False, buffers), self._function)
             except Exception as error:
                 failures[0] = error
         else:
-            values, failures = self._codec.decode_calls(body, self._function)
-            if skip:
-                values = values[skip:]
-                failures = {place - skip: error for place, error in failures.items() if place >= skip}
-        count = len(values)
-        exchange = self._core.exchange
-        if count > len(failures):
-            exchange.count(job, "replied", count - len(failures))
+            values, failures = self._codec.decode_calls(body[chunk.seen :], self._function)
+        chunk.seen = 0
+        at, exchange = chunk.at, self._core.exchange
+        chunk.at += len(values)
+        if len(values) > len(failures):
+            exchange.count(chunk.job, "replied", len(values) - len(failures))
         if failures:
-            exchange.count(job, "failed", len(failures))
+            exchange.count(chunk.job, "failed", len(failures))
         flow.put(at, values, failures)
-        return count
 
-    def _lose(self, items: Items, at: int, id_: int, job: Job, error: Exception, flow: Flow[Any]) -> None:
-        """The chunk ended with an error, and results up to `at` had come before that: see what became of the others.
+    def _lose(self, chunk: "_UnderWay", error: Exception, flow: Flow[Any]) -> None:
+        """The chunk ended with an error: see what became of the items whose results had not come before.
 
         One item pays: the one that its worker was in, or the first where none had begun (a job waits only so long, and
         is handed on only so often).
         """
-        begun = at - items.start
+        items, job = chunk.items, chunk.job
         if isinstance(error, WorkerError | JobTimeout) and job.seat is not None:
             line = _line_of(job)
-            if line.remains is not None and line.remains[0] == id_:
+            if line.remains is not None and line.remains[0] == chunk.id:
                 begun, first, left = line.remains[1]
                 self._note_begun(job, begun)
-                got = at - items.start
-                for _ in range(got, min(first, begun - 1)):  # these were sent, and lost with what broke the protocol
-                    self._core.exchange.count(job, outcome_of(error))
-                    flow.put_error(at, error)
-                    at, got = at + 1, got + 1
-                if begun - 1 > got:
-                    at += self._put(at, left, (), job, flow, skip=got - first)
-                if begun and at - items.start >= begun:
+                hit = items.start + begun - 1
+                if items.start + first != chunk.sent_up_to:
+                    chunk.seen = 0
+                while chunk.at < min(items.start + first, hit):  # sent, and lost with what broke the protocol
+                    self._put_loss(chunk, error, flow)
+                if chunk.at < hit:
+                    self._put(chunk, left, flow)
+                if begun and chunk.at > hit:
                     flow.give_back(items.after(begun))  # it died between two items, and cost none
                     return
-        self._core.exchange.count(job, outcome_of(error))
-        flow.put_error(at, error)
-        if at + 1 < items.start + len(items):
-            flow.give_back(items.after(at + 1 - items.start))
+        self._put_loss(chunk, error, flow)
+        if chunk.missing:
+            flow.give_back(items.after(chunk.at - items.start))
+
+    def _put_loss(self, chunk: "_UnderWay", error: Exception, flow: Flow[Any]) -> None:
+        self._core.exchange.count(chunk.job, outcome_of(error))
+        flow.put_error(chunk.at, error)
+        chunk.at += 1
+
+    def _watch(self, chunk: "_UnderWay", flow: Flow[Any]) -> None:
+        """See to it that an item which takes long does not hold up the results of those before it in its chunk."""
+        self._under_way.append(chunk)
+        if not self._watching:
+            self._watching = True
+            flow.start_task(self._look, flow)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _look(self, flow: Flow[Any]) -> None:
+        while self._under_way:
+            await trio.sleep(LOOK_EVERY)
+            for chunk in self._under_way:
+                seat = chunk.job.seat
+                if chunk.job.state is not WRITTEN or seat is None or not isinstance(seat.worker.line, CallLine):
+                    continue
+                begun, first, results = seat.worker.line.look()
+                if begun != chunk.begun:
+                    chunk.begun = begun  # it goes on, and will send them by itself
+                elif chunk.at < chunk.items.start + begun - 1 and chunk.items.start + first == chunk.sent_up_to:
+                    self._put(chunk, results, flow)
+                    chunk.seen = len(results)
+        self._watching = False
 
     def _note_begun(self, job: Job, count: int) -> None:
         """To the worker's own count of jobs, each call is one."""

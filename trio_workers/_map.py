@@ -365,6 +365,10 @@ class Flow(Generic[T]):
             self._nursery.start_soon(self._draw)
         self._start_tasks()
 
+    def start_task(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Start a task of the runner's own; it ends with the map."""
+        self._nursery.start_soon(function, *args)
+
     def _start_tasks(self) -> None:
         while self._tasks < self._width():
             self._tasks += 1

@@ -48,10 +48,10 @@ class Pace:
     def ran(self, count: int, seconds: float, *, awaited: bool) -> None:
         """Take note of a chunk: how many calls were run, and how long the worker was at it.
 
-        Chunks grow only where somebody had to wait for results: what comes quickly enough need not come more quickly, and
-        the larger the chunks, the more of the source has been taken ahead.
+        Chunks grow only where somebody had to wait for results: what comes quickly enough need not come more quickly,
+        and the larger the chunks, the more of the source has been taken ahead.
         """
-        fits = min(MOST_ITEMS, int(TARGET * count / seconds)) if seconds > 0 else MOST_ITEMS
+        fits = MOST_ITEMS if seconds * MOST_ITEMS <= TARGET * count else int(TARGET * count / seconds)
         if fits < 2:
             self.alone()
         elif fits < self.size:
