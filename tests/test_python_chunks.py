@@ -592,7 +592,7 @@ async def test_items_that_turn_out_slow(chunks_of: Callable[[int], Fixed]) -> No
 @pytest.mark.parametrize("size", [8, 50_000, SIZE])
 @pytest.mark.parametrize("at", [1, 12, 40])
 async def test_results_before_a_slow_item(size: int, at: int, note: Path, chunks_of: Callable[[int], Fixed]) -> None:
-    """An item that takes long keeps back no result of those before it, and when it is killed nothing is lost or comes twice."""
+    """An item that takes long keeps back no result before it, and when it is killed nothing is lost or comes twice."""
     chunks_of(60)
     async with open_pool(1) as pool:
         items = range(60), [size] * 60, [at] * 60, [str(note)] * 60
