@@ -106,9 +106,13 @@ class Region:
         with memoryview(self._memory) as whole, whole[:RESULTS].cast("I") as words:
             if words[0] != id_:
                 return 0, 0, b""
-            begun = 0
-            while begun < MOST_ITEMS and words[BEGUN + begun]:
-                begun += 1
+            begun, above = 0, MOST_ITEMS
+            while begun < above:
+                middle = (begun + above) // 2
+                if words[BEGUN + middle]:
+                    begun = middle + 1
+                else:
+                    above = middle
             first = words[FIRST]
             # That of the first itself may still count from an earlier first.
             end = words[BEGUN + begun - 1] - 1 if begun - 1 > first else 0
