@@ -108,7 +108,7 @@ class _Failure:
     __slots__ = ("error",)
 
     def __init__(self, error: Exception) -> None:
-        self.error = error
+        self.error: Exception | None = error
 
 
 class Flow(Generic[T]):
@@ -200,7 +200,7 @@ class Flow(Generic[T]):
         result = self._ready.pop()
         self._note_delivered(1)
         if type(result) is _Failure:
-            self._fail(result.error)
+            self._fail(result)
         return result  # type: ignore[no-any-return]
 
     @trio.lowlevel.enable_ki_protection
@@ -220,7 +220,7 @@ class Flow(Generic[T]):
                         break
                     self._ready.pop()
                     self._note_delivered(1)
-                    self._fail(result.error)
+                    self._fail(result)
                 batch.append(self._ready.pop())
                 self._note_delivered(1)
             else:
@@ -265,8 +265,10 @@ class Flow(Generic[T]):
                 raise error
             raise StopAsyncIteration
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, failure: _Failure) -> None:
         self.close()
+        error, failure.error = failure.error, None
+        assert error is not None
         try:
             raise error
         finally:
