@@ -13,6 +13,7 @@ import mmap
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -215,6 +216,23 @@ def test_remains() -> None:
 def test_results_in_a_row(values: list[object]) -> None:
     """Pickles of values, each without its end, are together one of a list."""
     assert pickle.loads(as_list(b"".join(pickle.dumps(value, 5)[:-1] for value in values))) == values
+
+
+async def test_region_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: Path, chunks_of: Callable[[int], Fixed]
+) -> None:
+    """Without memfd a file without a name does as well, and nothing is left of it."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pace = chunks_of(10)
+    async with open_pool(2) as pool:
+        assert list(tmp_path.iterdir()) == []
+        items = range(40), [str(note)] * 40, [{15: "exit"}] * 40
+        found = await everything(pool, jobs.end_at, *items, return_exceptions=True)
+        assert [number for number, one in enumerate(found) if type(one) is WorkerCrashed] == [15]
+        assert sorted(map(int, lines(note))) == list(range(40))
+    assert max(pace.ran_together) > 1
+    assert list(tmp_path.iterdir()) == [note]
 
 
 # what comes out

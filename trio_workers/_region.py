@@ -126,7 +126,8 @@ def as_list(results: bytes) -> bytes:
 
 def _anonymous_file() -> int:
     """Make a file without a name, as large as a region."""
-    if hasattr(os, "memfd_create"):
+    in_memory = hasattr(os, "memfd_create")
+    if in_memory:
         fd = os.memfd_create("trio_workers")
     else:
         import tempfile
@@ -135,6 +136,8 @@ def _anonymous_file() -> int:
         os.unlink(path)
     try:
         os.ftruncate(fd, SIZE)
+        if not in_memory and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, SIZE)  # a disk that is full must say so here, and not by a signal to the child
     except BaseException:
         os.close(fd)
         raise
