@@ -255,6 +255,10 @@ _BY_NAME: Final = frozenset((types.FunctionType, types.BuiltinFunctionType, type
 _ATOMS: Final = frozenset((int, str, float, bool, complex, types.NoneType))
 """Types whose values can always be pickled and read back, and of which nobody sees whether they are shared."""
 
+_SIZED: Final = frozenset((str, bytes))
+_SHARED: Final = PLAIN | _SIZED
+"""Types of which nobody sees whether several calls share a value."""
+
 _PACKED: Final = frozenset((bytes, bytearray))
 """Among the results of a chunk, what is not there as itself."""
 
@@ -292,10 +296,12 @@ def _are_plain(columns: Sequence[Sequence[object]]) -> bool:
     """Whether the arguments can share one pickle and nobody sees it, and are not large."""
     for column in columns:
         types = set(map(type, column))
-        if not types <= PLAIN:
+        if not types <= _SHARED:
             return False
-        if str in types and sum(len(value) for value in column if type(value) is str) > MOST_BYTES:
-            return False
+        if not types.isdisjoint(_SIZED):
+            sizes = [len(value) for value in column if isinstance(value, str | bytes)]
+            if sum(sizes) > MOST_BYTES or max(sizes) >= OUT_OF_BAND:
+                return False
     return True
 
 
