@@ -133,6 +133,7 @@ def test_idle_worker_imports_the_core_only(idle: dict[str, Any]) -> None:
         "trio_workers._arena",
         "trio_workers._calls",
         "trio_workers._goridge",
+        "trio_workers._region",
     }
 
 

@@ -14,6 +14,8 @@ import trio
 
 from ._arena import AT_ONCE, IN_ARENA, SLICE, Arena, Filling, Kept
 from ._calls import (
+    CALLS,
+    DONE,
     END,
     ERROR,
     FROM_CHILD,
@@ -23,6 +25,7 @@ from ._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     Decoder,
@@ -35,10 +38,14 @@ from ._calls import (
 )
 from ._conversation import TABLE, Event, Failed, Part, Refused, Replied, Shaken, Stage
 from ._goridge import FrameError
+from ._region import DONE_HEAD, Region
 from ._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, Line, LineEnded
 
-_ID: Final = slice(8, 12)
+ID: Final = slice(8, 12)
 """Where a message has its id."""
+
+_KIND: Final = 4
+"""Where a message has its kind."""
 
 _IDLE: Final = Stage.IDLE
 _WAITING: Final = Stage.WAITING
@@ -49,7 +56,17 @@ class CallConversation:
 
     stray = "A job must leave alone the descriptors that it did not open: one of them is the pool's."
 
-    def __init__(self, hello: bytes, max_frame_size: int, arena: Arena | None = None, kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        hello: bytes,
+        max_frame_size: int,
+        arena: Arena | None = None,
+        kept: Kept | None = None,
+        region: Region | None = None,
+    ) -> None:
+        self.region = region
+        self.chunk: int | None = None
+        """The id of the present job, where it is a chunk."""
         self.answers: deque[bytes] = deque()
         self.stage = Stage.SHAKING
         self._hello = hello
@@ -73,14 +90,15 @@ class CallConversation:
 
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that a job is on its way to the child."""
-        self._id = int.from_bytes(frames[0][_ID], "little")
+        self._id = int.from_bytes(frames[0][ID], "little")
         if self.stage is not _IDLE:
             raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
         self.stage = _WAITING
+        self.chunk = self._id if frames[0][_KIND] == CALLS else None
 
     def take_whole(self, data: bytes) -> Event | None:
         """Take bytes from the child where they are a whole small result and nothing else, the usual case; else None."""
-        if self.stage is not _WAITING:
+        if self.stage is not _WAITING or self.chunk is not None:
             return None
         message = self._decoder.take_whole(data)
         if message is None or message.kind != RESULT or message.id != self._id:
@@ -139,13 +157,24 @@ class CallConversation:
             raise FrameError(what, beginning(message))
         if message.kind == REFUSED and self.stage is Stage.SHAKING:
             raise Refused(message.body[: message.split], message.body[message.split :])
-        event = _interpret(message)
+        event = _interpret(message) if self.chunk is None else self._interpret_of_chunk(message)
         stage = None if event is None else TABLE[self.stage].get(type(event))
         if event is None or stage is None:
             name = "a refusal" if event is None else type(event).__name__
             raise FrameError(f"{name} can't come while {self.stage.value}", beginning(message))
         self.stage = stage
         return event
+
+    def _interpret_of_chunk(self, message: Message) -> Event | None:
+        kind, body = message.kind, message.body
+        if kind == SOME:
+            return Part(b"", body, message.buffers)
+        if kind == DONE and len(body) >= DONE_HEAD.size:
+            # Now, for the next job may have begun before the caller looks.
+            if len(body) == DONE_HEAD.size and self.region is not None:
+                body += self.region.results(DONE_HEAD.unpack(body)[1])
+            return Replied(b"", body)
+        return Failed(body[: message.split], body[message.split :]) if kind == ERROR else None
 
 
 def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
@@ -198,7 +227,7 @@ class CallLine(Line):
     A job that is given up while that goes on has not started.
     """
 
-    __slots__ = ("_arena", "_calls", "_fds", "_filling", "_frames", "_note_large", "_overdue")
+    __slots__ = ("_arena", "_calls", "_fds", "_filling", "_frames", "_note_large", "_overdue", "remains")
 
     def __init__(
         self, relay: FdRelay, conversation: CallConversation, note_large: Callable[[], None] = lambda: None
@@ -212,6 +241,8 @@ class CallLine(Line):
         self._filling: Filling | None = None
         self._frames: Sequence[bytes | memoryview] = ()
         self._overdue = False
+        self.remains: tuple[int, tuple[int, int, bytes]] | None = None
+        """Of a chunk that its worker died of: its id, and what `Region.remains` found."""
 
     # writing
 
@@ -297,6 +328,35 @@ class CallLine(Line):
             self._note_large()
         if excuse := self._calls.take_excuse():
             relay.complain(" in a worker", excuse)
+
+    # chunks
+
+    @property
+    def has_region(self) -> bool:
+        """Whether the child can account for chunks; else it runs one item of each."""
+        return self._calls.region is not None
+
+    def look(self) -> tuple[int, int, bytes]:
+        """Look at the region while a chunk is under way; see `Region.remains`.
+
+        What the child is writing now may be seen in part: only what was the same at the last look is to be believed.
+        """
+        region, chunk = self._calls.region, self._calls.chunk
+        return (0, 0, b"") if region is None or chunk is None else region.remains(chunk)
+
+    def finish(self) -> None:
+        """See `Line.finish`: also keep what is left of a chunk, for the region goes with the process."""
+        super().finish()
+        region, chunk = self._calls.region, self._calls.chunk
+        if region is not None and chunk is not None:
+            self.remains = chunk, region.remains(chunk)
+
+    @property
+    def started(self) -> bool | None:
+        """See `Line.started`: of a chunk that no item has begun of, nothing has started, whoever has read it."""
+        if self.remains is not None and self.whole:
+            return self.remains[1][0] > 0
+        return super().started
 
     # reading
 

@@ -32,7 +32,7 @@ from ._goridge import SHOWN, FrameError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Final, TypeAlias
 
     from ._arena import Arena
@@ -50,6 +50,9 @@ CALL: "Final" = 2
 STREAM: "Final" = 3
 STOP_STREAM: "Final" = 4
 STOP: "Final" = 5
+CALLS: "Final" = 6
+"""A chunk: a function and the arguments of many calls, by columns (`split` is not 0), or whole small calls, one after
+the other."""
 # From the child.
 READY: "Final" = 16
 RESULT: "Final" = 17
@@ -57,9 +60,13 @@ PART: "Final" = 18
 END: "Final" = 19
 ERROR: "Final" = 20
 REFUSED: "Final" = 21
+SOME: "Final" = 22
+"""Results of a chunk, or one alone that has buffers; more follow."""
+DONE: "Final" = 23
+"""A chunk is over; see `_region.DONE_HEAD`."""
 
-FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP))
-FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED))
+FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP, CALLS))
+FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED, SOME, DONE))
 
 JOINED: "Final" = 32 * 1024
 """Up to this many bytes a body is copied behind its header and written at once; a larger one is not copied."""
@@ -136,6 +143,15 @@ def drop_sent(pieces: "deque[bytes | memoryview]", count: int) -> None:
         count -= len(pieces.popleft())
     if count:
         pieces[0] = memoryview(pieces[0])[count:]
+
+
+def split_calls(body: bytes) -> "Iterator[Message]":
+    """Take apart the whole calls of a chunk, one by one."""
+    at = 0
+    while at < len(body):
+        _, kind, id_, split, _, size = _unpack(body, at)
+        at += _SIZE + size
+        yield Message(kind, id_, split, body[at - size : at])
 
 
 class Decoder:

@@ -124,7 +124,7 @@ class Exchange:
         try:
             outcome = await self.see_through(job)
         except BaseException as error:
-            self.count(job, _outcome_of(error))
+            self.count(job, outcome_of(error))
             self.abandon(job)
             raise
         self.hang_up(job)
@@ -142,15 +142,16 @@ class Exchange:
         while seat.jobs and (left := seat.jobs[0].left) is not None:
             await left.wait()
 
-    def count(self, job: Job, outcome: str) -> None:
-        """Count a job that has ended, and tell of it."""
-        self._roster.outcomes[outcome] += 1
+    def count(self, job: Job, outcome: str, calls: int = 1) -> None:
+        """Count a job that has ended, and tell of it; where it is a chunk, so many of its calls."""
+        self._roster.outcomes[outcome] += calls
         if self._tell is not None:
-            self._tell(job, outcome)
+            for _ in range(calls):
+                self._tell(job, outcome)
 
     def outcome_of(self, job: Job) -> str:
         """Name the outcome of a job that is over without an answer."""
-        return _outcome_of(self._explain(job))
+        return outcome_of(self._explain(job))
 
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
@@ -182,7 +183,7 @@ class Exchange:
             if job.state is DONE:
                 raise await self._tell_end(job)
         except BaseException as error:
-            self.count(job, _outcome_of(error))
+            self.count(job, outcome_of(error))
             self.abandon(job)
             raise
 
@@ -494,7 +495,7 @@ class Parts(Generic[T]):
         try:
             outcome = await self._exchange.see_through(self._job)
         except (WorkersError, trio.ClosedResourceError) as error:
-            self._end(_outcome_of(error))
+            self._end(outcome_of(error))
             raise
         if type(outcome) is Part:
             return self._decode(outcome)
@@ -650,7 +651,8 @@ def _next_step(started: bool | None) -> str:
     return " Nobody can know whether the job had started: retry only if running it twice does no harm."
 
 
-def _outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException) -> str:
+    """Name what a job ends with, as it is counted."""
     if type(error) is WorkerError and error.phase == "memory":
         return "memory"
     return _OUTCOMES.get(type(error), "cancelled")

@@ -22,6 +22,7 @@ from ._call_line import CallConversation, CallLine, CallRelay
 from ._calls import in_short
 from ._factories import DescriptorSpawner, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
+from ._region import Region
 from ._relay import Line
 
 SOCKET_BUFFER: Final = 1024 * 1024
@@ -38,6 +39,9 @@ NO_MAIN: Final = (
     'functions and classes of jobs in a module of their own, or open the pool with pickler="cloudpickle" '
     "(pip install 'trio_workers[cloudpickle]')"
 )
+
+
+_log = logging.getLogger("trio_workers.pool")
 
 
 def interpreter() -> list[str]:
@@ -138,6 +142,8 @@ class _PythonSpawner(DescriptorSpawner):
         self._kept = Kept()
         self._complaints: set[tuple[str, int]] = set()
         self._tidying: trio.CancelScope | None = None
+        self._regions: dict[WorkerProcess, Region] = {}
+        self._told = False
 
     @trio.lowlevel.enable_ki_protection
     async def spawn(self, launch: Launch) -> WorkerProcess:
@@ -162,13 +168,35 @@ class _PythonSpawner(DescriptorSpawner):
                 ours.callback(os.close, arena_fd)
                 arena = Arena(arena_fd)
                 inherited.append(arena_fd)
+            region = self._open_region(launch)
+            if region is not None:
+                ours.callback(region.close)
+                the_childs.callback(region.release_fd)
+                inherited.append(region.fd)
             relay = CallRelay(fd, arena, complain)
+            fds = f"{child_fd},{region.fd if region else -1},{arena_fd}"
             process = await spawn_process(
-                attrs.evolve(launch, argv=(*launch.argv, str(child_fd), ROOT, str(arena_fd))),
+                attrs.evolve(launch, argv=(*launch.argv, fds, ROOT)),
                 stdin=null, stdout=None, limiter=self._limiter, inherited=tuple(inherited),
             )  # fmt: skip
             ours.pop_all()
+        if region is not None:
+            self._regions[process] = region
+            process.at_reap(lambda: self._regions.pop(process).close())
         return self._keep(process, relay)
+
+    def _open_region(self, launch: Launch) -> Region | None:
+        try:
+            return Region()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "%s: no memory can be shared with workers, so a map of functions runs slower: %s",
+                    launch.label,
+                    error,
+                )
+            return None
 
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
@@ -180,7 +208,8 @@ class _PythonSpawner(DescriptorSpawner):
             raise RuntimeError(text) from error
         relay = self._take(process)
         assert isinstance(relay, CallRelay)
-        talk = CallConversation(hello, launch.max_frame_size, relay.arena, self._kept)
+        region = self._regions.get(process)
+        talk = CallConversation(hello, launch.max_frame_size, relay.arena, self._kept, region)
         self._lines[process] = line = CallLine(relay, talk, self._note_large)
         return line
 

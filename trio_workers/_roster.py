@@ -412,7 +412,7 @@ class Roster:
         for seat in self.seats:
             if seat.exec_ttl < math.inf and seat.state is SERVING:
                 for job in seat.jobs:
-                    if job.started + seat.exec_ttl <= now:
+                    if job.started + seat.exec_ttl + job.slack <= now:
                         exceeding[seat] = Excess("exec_ttl", now - job.started, seat.exec_ttl, job)
                         break
         actions: list[Action] = []
@@ -1155,7 +1155,7 @@ class Roster:
         for seat in self.seats:
             if seat.state is SERVING:
                 if seat.exec_ttl < math.inf:
-                    alarm = min(alarm, *(job.started + seat.exec_ttl for job in seat.jobs), math.inf)
+                    alarm = min(alarm, *(job.started + seat.exec_ttl + job.slack for job in seat.jobs), math.inf)
                 if not seat.due and not grown and self._is_idle(seat):
                     alarm = min(alarm, seat.free_since + seat.idle_ttl)
             if not seat.due and (seat.state is SERVING or seat.state is STANDBY):

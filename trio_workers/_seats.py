@@ -53,6 +53,7 @@ class Job:
     `queued` is when it last began to wait, `waited` for how long it had before, `handed_in` when it came, if it had to
     wait at all. `reserved`: with `debug`, the seat that comes up for it. `unhurried`: it waits on while workers serve.
     `dialect` is the wire its `frames` are in; `payload` is what they are made of, where they may have to be made anew.
+    `slack`: seconds that it may take beyond `exec_ttl`, for it is a chunk, and what is bounded is its last call.
     `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
     `left`, set when a stream that its caller has left early has been read to its end.
     """
@@ -75,6 +76,7 @@ class Job:
     handed_in: float = NEVER
     reserved: "Seat | None" = None
     unhurried: bool = False
+    slack: float = 0.0
     payload: Any = None
 
     def __init__(

@@ -16,10 +16,13 @@ from contextvars import Context, copy_context
 from errno import ENOSYS
 from io import BytesIO
 from itertools import islice
+from time import perf_counter
 
 from .._arena import IN_ARENA, KEPT_FOR, Arena, Filling, Kept
 from .._calls import (
     CALL,
+    CALLS,
+    DONE,
     END,
     ERROR,
     FROM_POOL,
@@ -31,6 +34,7 @@ from .._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     STREAM,
@@ -45,6 +49,21 @@ from .._calls import (
     links,
     placed,
     restore,
+    split_calls,
+)
+from .._region import (
+    BEGUN,
+    BUDGET,
+    DONE_HEAD,
+    FIRST,
+    FLOAT,
+    LAST_PLACE,
+    PLAIN,
+    RESULTS,
+    SIZE,
+    SMALL,
+    SMALL_INT,
+    open_in_child,
 )
 from . import _main_module
 
@@ -72,6 +91,12 @@ LONGEST_TEXT: "Final" = 1 << 20
 MOST_KNOWN: "Final" = 1024
 """Functions remembered by their pickles."""
 
+TOO_QUICK_TO_FORK: "Final" = 10e-6
+"""Seconds: a fork copies page tables and takes longer, in the child as well, so what took less has not forked."""
+
+CLEAN_EVERY: "Final" = 50e-6
+"""Seconds between two clean-ups within a chunk, at least: they take about 1 µs, longer than the quickest items."""
+
 NO_LIMIT: "Final" = 1 << 63
 """The pool bounds what it sends, so the child needs no bound of its own."""
 
@@ -83,10 +108,13 @@ class JobFailed(Exception):
 class Child:
     """One worker: its end of the relay and how it pickles."""
 
-    def __init__(self, connection: "socket.socket", arena: Arena | None = None) -> None:
+    def __init__(self, connection: "socket.socket", region: int = -1, arena: Arena | None = None) -> None:
         self._connection = connection
         self._arena = arena
         self._kept = Kept()
+        # Without a region that the pool sees, a chunk ends after its first item: nobody could tell how far it came.
+        self._region, self._words = open_in_child(region)
+        self._budget = BUDGET if region >= 0 else 0.0
         self._decoder = Decoder(FROM_POOL, NO_LIMIT, arena, self._kept)
         self._ahead: list[Message] = []
         self._pid = os.getpid()
@@ -219,6 +247,8 @@ class Child:
             return False
         if message.kind == CALL:
             return self._call(message)
+        if message.kind == CALLS:
+            return self._calls(message)
         # Else it is the stop of a stream that had ended by itself.
         return message.kind != STREAM or self._stream(message)
 
@@ -232,6 +262,99 @@ class Child:
             answer = self._failed(id_, error)
         self._leave_if_forked()
         return self.send(answer)
+
+    def _calls(self, message: Message) -> bool:
+        """Run a chunk: one call after the other, each as if it were alone, and account for each (`_region.py`)."""
+        began = now = clean = perf_counter()
+        id_, split, body = message.id, message.split, message.body
+        del message
+        calls: Iterator[Any] = split_calls(body)
+        name = None
+        try:
+            if split:
+                name = Message(CALL, id_, split, body[:split])
+                calls = zip(*pickle.loads(body[split:]), strict=True)
+        except BaseException as error:  # there is no memory for so many
+            return self.send(self._failed(id_, error))
+        del body
+        region, words, budget = self._region, self._words, self._budget
+        dumps, copy, pack_int, pack_float = pickle.dumps, copy_context, SMALL_INT.pack_into, FLOAT.pack_into
+        region[:RESULTS] = bytes(RESULTS)
+        words[0] = id_
+        function: Any = None
+        arguments: Any
+        result: Any = None
+        kind: type[object] = object
+        data: bytes | None
+        done, at = 0, RESULTS
+        for arguments in calls:
+            if at > LAST_PLACE:
+                if not self._send_results(id_, done, at):
+                    return False
+                at = RESULTS
+            words[BEGUN + done] = at - RESULTS + 1
+            try:
+                if name is None:
+                    function, arguments = self._load(arguments)
+                elif function is None:
+                    function, _ = self._load(name)
+                result = copy().run(function, *arguments)
+                kind = type(result)  # pyright: ignore[reportUnknownVariableType]
+                if kind is float or (kind is int and -SMALL <= result < SMALL):
+                    data = None
+                elif kind in PLAIN:
+                    data = dumps(result, 5)
+                else:
+                    data = self._pickle(RESULT, result, function)
+                    if not self._buffers:
+                        data = dumps(data, 5)
+            except BaseException as error:
+                self._leave_if_forked(error)
+                data = dumps(bytearray(dumps(self._describe(error), 5)), 5)
+            before, now = now, perf_counter()
+            if now - before > TOO_QUICK_TO_FORK:
+                self._leave_if_forked()
+            if data is None:
+                if kind is int:
+                    pack_int(region, at, b"J", result)
+                    at += SMALL_INT.size
+                else:
+                    pack_float(region, at, b"G", result)
+                    at += FLOAT.size
+            elif self._buffers or len(data) > SIZE - at:
+                if not self._send_results(id_, done, at) or not self._send_large(id_, done, data):
+                    return False
+                at = RESULTS
+            else:
+                region[at : at + len(data)] = data
+                at += len(data) - 1  # what comes next takes the place of the byte that ends a pickle
+            arguments = result = None
+            done += 1
+            if now - began > budget:
+                break
+            if now - clean > CLEAN_EVERY:
+                self.clean_up()
+                clean = now
+        self._leave_if_forked()
+        size = at - RESULTS
+        head = DONE_HEAD.pack(done, size, int((perf_counter() - began) * 1e9))
+        return self.send(encode(DONE, id_, head if budget else head + region[RESULTS:at]))
+
+    def _send_results(self, id_: int, done: int, at: int) -> bool:
+        """Send the results in the region, and let the next be the first there; False when the pool is gone.
+
+        What is sent stays there until `FIRST` says otherwise, and what has come twice the pool knows by its number.
+        """
+        sent = at == RESULTS or self.send(encode(SOME, id_, bytes(self._region[RESULTS:at])))
+        self._words[FIRST] = done
+        return sent
+
+    def _send_large(self, id_: int, done: int, data: bytes) -> bool:
+        """Send a result that has buffers, or is too large for the region."""
+        buffers, self._buffers = self._buffers, []
+        sent = self.send(encode(SOME, id_, data if buffers else data[:-1], buffers))
+        self._words[FIRST] = done + 1
+        return sent
 
     def _stream(self, message: Message) -> bool:
         id_ = message.id
@@ -310,10 +433,18 @@ class Child:
         return function
 
     def _encode(self, kind: int, id_: int, result: object, function: object) -> "tuple[bytes | memoryview, ...]":
+        body = self._pickle(kind, result, function)
+        buffers = self._buffers
+        if buffers:
+            self._buffers = []  # the answer alone holds them from now on
+        return encode(kind, id_, body, buffers)
+
+    def _pickle(self, kind: int, result: object, function: object) -> bytes:
+        """Pickle a result; its large buffers are in `self._buffers` then."""
         try:
             if type(result) is bytes and len(result) >= OUT_OF_BAND:
                 result = pickle.PickleBuffer(result)
-            body = self._dumps(result, 5, buffer_callback=self._keep)
+            return self._dumps(result, 5, buffer_callback=self._keep)
         except BaseException as error:
             self._buffers.clear()
             what = "a part of the stream of" if kind == PART else "the result of"
@@ -321,10 +452,6 @@ class Child:
             raise JobFailed(
                 f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: {in_short(error)}{hint}"
             ) from error
-        buffers = self._buffers
-        if buffers:
-            self._buffers = []  # the answer alone holds them from now on
-        return encode(kind, id_, body, buffers)
 
     def _keep(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle that is being written, or (True) leave it inside."""
@@ -516,8 +643,11 @@ def _do_nothing(number: int, frame: object) -> None:
     return
 
 
-def main(fd: int, arena_fd: int) -> None:
-    """Serve until the pool says stop or is gone; `arena_fd` is -1 where there is no arena."""
+def main(fd: int, region: int, arena_fd: int) -> None:
+    """Serve until the pool says stop or is gone.
+
+    `region` and `arena_fd` are descriptors of a `_region.Region` and an `_arena.Arena`, -1 where there is none.
+    """
     os.set_inheritable(fd, False)
     arena = None
     if arena_fd >= 0:
@@ -529,7 +659,7 @@ def main(fd: int, arena_fd: int) -> None:
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     connection = socket.socket(fileno=fd)
-    child = Child(connection, arena)
+    child = Child(connection, region, arena)
     if child.greet():
         while child.serve_one():
             child.clean_up()
