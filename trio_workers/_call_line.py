@@ -346,6 +346,7 @@ class CallLine(Line):
 
     def finish(self) -> None:
         """See `Line.finish`: also keep what is left of a chunk, for the region goes with the process."""
+        self._calls.hurry()
         super().finish()
         region, chunk = self._calls.region, self._calls.chunk
         if region is not None and chunk is not None:
@@ -400,11 +401,6 @@ class CallLine(Line):
             return super()._next_event()
         finally:
             self._note_arena(drew=drew)
-
-    def finish(self) -> None:
-        """See `Line.finish`."""
-        self._calls.hurry()
-        super().finish()
 
     def close(self) -> None:
         """See `Line.close`."""
