@@ -651,9 +651,12 @@ class Roster:
             return [*actions, *self._make_room(seat), *self._relieve(), *self._heal()]
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
         actions += [*self._relieve(), *self._heal()]
-        if seat.lease is None and len(seat.jobs) < seat.capacity:  # else it was kept, and has something to do already
+        if self._has_room(seat):  # else it was kept, and has something to do already
             actions.extend(self._make_room(seat))
         return actions
+
+    def _has_room(self, seat: Seat) -> bool:
+        return seat.lease is None and len(seat.jobs) < seat.capacity
 
     def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
@@ -728,7 +731,7 @@ class Roster:
 
     def _offer_room(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat take jobs again, if it has room."""
-        if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
+        if seat not in self._free and self._has_room(seat):
             actions.extend(self._make_room(seat))
 
     def _exceed(self, exceeding: Mapping[Seat, Excess], actions: list[Action]) -> None:
