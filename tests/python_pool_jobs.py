@@ -610,7 +610,7 @@ def end_at(number: int, path: str, ends: dict[int, str]) -> object:
     raise ValueError(f"bad {number}")
 
 
-def give_text(number: int, size: int) -> str:
+def numbered_text(number: int, size: int) -> str:
     """A result of that size, that can be told from others."""
     return f"{number:08}" + "x" * (size - 8)
 
@@ -621,7 +621,7 @@ def give_text_or_exit(number: int, size: int, at: int, started: str = "") -> str
         if started:
             hang(started)
         os._exit(7)
-    return give_text(number, size)
+    return numbered_text(number, size)
 
 
 def give_value(number: int) -> object:

@@ -298,8 +298,8 @@ async def test_more_results_than_the_region_holds(size: int, chunks_of: Callable
     chunks_of(500)
     count = 1000 if size <= 1000 else 60
     async with open_pool(2) as pool:
-        found = await everything(pool, jobs.give_text, range(count), [size] * count)
-        assert found == [jobs.give_text(number, size) for number in range(count)]
+        found = await everything(pool, jobs.numbered_text, range(count), [size] * count)
+        assert found == [jobs.numbered_text(number, size) for number in range(count)]
 
 
 async def test_a_region_full_of_numbers(chunks_of: Callable[[int], Fixed]) -> None:
@@ -518,7 +518,7 @@ async def test_crash_after_parts(size: int, at: int, chunks_of: Callable[[int], 
         items = range(60), [size] * 60, [at] * 60
         found = await everything(pool, jobs.give_text_or_exit, *items, return_exceptions=True)
         assert type(found[at]) is WorkerCrashed
-        assert found[:at] + found[at + 1 :] == [jobs.give_text(number, size) for number in range(60) if number != at]
+        assert found[:at] + found[at + 1 :] == [jobs.numbered_text(n, size) for n in range(60) if n != at]
         assert pool.statistics().jobs == {"replied": 59, "crashed": 1}
 
 
@@ -621,7 +621,7 @@ async def test_results_before_a_slow_item(size: int, at: int, note: Path, chunks
             await worker.kill()
             found += [result async for result in results]
         assert type(found[at]) is WorkerCrashed
-        assert found[:at] + found[at + 1 :] == [jobs.give_text(number, size) for number in range(60) if number != at]
+        assert found[:at] + found[at + 1 :] == [jobs.numbered_text(n, size) for n in range(60) if n != at]
         assert pool.statistics().jobs == {"replied": 59, "crashed": 1}
 
 
