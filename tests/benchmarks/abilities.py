@@ -16,12 +16,13 @@ NO_BATCHES: Final = None if hasattr(Results, "batches") else "this version has n
 
 
 def limit_to_one_job(pool: PythonPool) -> str | None:
-    """Let no more than one job be on the way to each worker; say why that can't be, if it can't.
+    """Let no more than one job be on the way to each worker of a fresh pool; say why that can't be, if it can't.
 
-    There is no public switch. Where the pool's core has a `depth`, that is how many there may be.
+    There is no public switch. A seat has room for jobs ahead of their turn once the roster has noted its pace: here it
+    never does.
     """
-    core = pool._core
-    if not hasattr(core, "depth"):
+    roster = pool._core.roster
+    if not hasattr(roster, "_note_pace"):
         return "this version never has more than one on the way"
-    core.depth = 1
+    roster._note_pace = lambda seat, took: None
     return None

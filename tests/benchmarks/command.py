@@ -80,8 +80,8 @@ def describe_rounds(pace: Pace, part: Part) -> str:
     if part is MILLION:
         return f"Measured once. `{COMMAND} -- --million` measures it again."
     how = (
-        f"Medians of {counted(pace.rounds, 'round')}, and in parentheses the least and the greatest of them; ratios are "
-        f"taken within a round. `{COMMAND}` measures it again."
+        f"Medians of {counted(pace.rounds, 'round')}, and in parentheses the least and the greatest of them; ratios "
+        f"are taken within a round. `{COMMAND}` measures it again."
     )
     if pace.rounds == QUICK.rounds:
         how += " **Measured with `--quick`: to try it, not to quote.**"
