@@ -129,7 +129,7 @@ def soak(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure, and print the tables; ``-- --write`` puts them and their charts into the docs and the README.
 
-    That takes about 20 minutes. ``--only SECTION ...`` is a part of it, ``--quick`` the least of everything,
+    That takes about a quarter of an hour. ``--only SECTION ...`` is a part of it, ``--quick`` the least of everything,
     ``--json FILE`` has the figures of each round, and ``--million`` puts 1,000,000 jobs through each path instead.
     """
     session.install(".[bench]")

@@ -17,7 +17,7 @@ WIDTH: Final = 480
 MARGIN: Final = 16
 TEXT: Final = 15
 SMALL: Final = 13
-LETTER: Final = 0.56
+LETTER: Final = 0.62
 """The width of a letter on average, in multiples of its height, for lines to be broken."""
 OURS: Final = "trio_workers"
 """What the names of our own rows begin with."""

@@ -355,7 +355,7 @@ async def large(pace: Pace) -> list[Table]:
         of_array.add_missing("all", "numpy is not installed: pip install 'trio_workers[bench]'")
         return [of_bytes, of_array]
     of_array, times = await there_and_back(of_array, "array", BARE_COPY, pace.rounds, 6 * pace.seconds, pace.array)
-    what = f"`run_sync`, an array of {pace.array >> 20} MiB there and back: p50 / that of {BARE_COPY.name}"
+    what = f"`run_sync`, an array of {pace.array >> 20} MiB there and back: p50 / that of the {BARE_COPY.name}"
     of_array.aim(what, times[OURS.name].p50, times[BARE_COPY.name].p50, most=2.5)
     of_array.draw("array", of_array.title, 1, milli, more_is_better=False)
     return [of_bytes, of_array]
