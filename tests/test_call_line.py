@@ -627,7 +627,7 @@ async def test_a_job_that_was_never_read() -> None:
 
 
 def with_chunk(region: Region | None) -> CallConversation:
-    conversation = CallConversation(HELLO_BODY, LIMIT, region)
+    conversation = CallConversation(HELLO_BODY, LIMIT, region=region)
     conversation.receive(SHAKEN)
     assert conversation.next_event() == Shaken(PID)
     conversation.begin_job(encode(CALLS, 7, b"calls", split=1))

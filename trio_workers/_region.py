@@ -128,7 +128,7 @@ def _anonymous_file() -> int:
     """Make a file without a name, as large as a region."""
     in_memory = hasattr(os, "memfd_create")
     if in_memory:
-        fd = os.memfd_create("trio_workers")
+        fd = os.memfd_create("trio_workers region")
     else:
         import tempfile
 
