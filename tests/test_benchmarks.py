@@ -13,7 +13,6 @@ import pytest
 from tests.benchmarks import command
 from tests.benchmarks.charts import Bar, Bars, Lines
 from tests.benchmarks.function_pools import Candidate
-from tests.benchmarks.function_sections import fill
 from tests.benchmarks.measures import QUICK
 from tests.benchmarks.report import (
     COMMANDS,
@@ -25,6 +24,7 @@ from tests.benchmarks.report import (
     Figure,
     Part,
     Table,
+    fill,
     in_short,
     micro,
     ratios,
@@ -174,7 +174,7 @@ def test_aims() -> None:
 def test_missing_peer() -> None:
     """One that is not installed has its row, and the row says how to have it."""
     table = Table("it", "", ["who", "p50", "p99"])
-    fill(table, lambda name: pytest.fail(name), [Candidate("theirs", "no_such_module", start="-", one="-", many="-")])
+    fill(table, [Candidate("theirs", "no_such_module", start="-", one="-", many="-")], lambda name: pytest.fail(name))
     assert table.rows == [["theirs", "not installed: pip install 'trio_workers[bench]'", "-"]]
 
 

@@ -90,9 +90,6 @@ def check_not_importing() -> None:
         raise RuntimeError(ours.GUARD)
 
 
-_log = logging.getLogger("trio_workers.pool")
-
-
 @attrs.frozen(kw_only=True)
 class PythonFactory(Factory):
     """Children of our own, each with a socket of its own beside its standard streams."""

@@ -378,13 +378,15 @@ class Flow(Generic[T]):
 
     def _room(self) -> int:
         """How many items may be taken now, or 0 where it is better to wait until there is room for some more."""
-        size, bound = self._runner.size, self._bound
-        if bound is None:
-            bound = self._base * size
-        else:
-            size = min(size, max(1, bound // self._base))  # some for each worker
-        room = bound - (self._taken - self._delivered)
-        return size if room >= size else 0
+        size = self._runner.size
+        if self._bound is not None:
+            size = min(size, max(1, self._bound // self._base))  # some for each worker
+        return size if self._window_left() >= size else 0
+
+    def _window_left(self) -> int:
+        """How many items more there may be that are taken and not delivered."""
+        window = self._base * self._runner.size if self._bound is None else self._bound
+        return window - (self._taken - self._delivered)
 
     def _has_items(self) -> bool:
         """Whether there is something to run."""
@@ -478,13 +480,9 @@ class Flow(Generic[T]):
                 self._idle.unpark()
 
     def _wants_more(self) -> bool:
-        if self._exhausted:
+        if self._exhausted or self._window_left() <= 0:
             return False
-        size, bound = self._runner.size, self._bound
-        if bound is None:
-            bound = self._base * size
-        if self._taken - self._delivered >= bound:
-            return False
+        size = self._runner.size
         return len(self._drawn) < (len(self._idle) if size == 1 else size * self._tasks)
 
     @trio.lowlevel.disable_ki_protection

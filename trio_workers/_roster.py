@@ -1007,9 +1007,8 @@ class Roster:
         elif growth.wants_more(now, waiting, self.served, self._boot_took, grow_after):
             coming = sum(seat.state is STARTING for seat in self.seats)
             serving = {seat.slot for seat in self.seats if seat.state is SERVING}
-            if (
-                coming < waiting and self._backoff.failed <= serving
-            ):  # no slot's last worker has failed, for all we know
+            # Where a slot's last worker has failed, and no other is there, more of them would be no help.
+            if coming < waiting and self._backoff.failed <= serving:
                 self.target += 1
                 growth.open_window(now, self.plan.limits.idle_ttl, 0)
 
@@ -1116,7 +1115,7 @@ class Roster:
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
-        if (seat.relief or seat.leaving == RESET or not seat.leaving) and not self._has_heir(seat):
+        if (seat.relief or seat.leaving in ("", RESET)) and not self._has_heir(seat):
             seat.relief = seat.vacant = False
             seat.leaving = ""
             self._offer_room(seat, actions)

@@ -5,7 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,7 +41,18 @@ from tests.benchmarks.measures import (
     measure_rates,
     percentile,
 )
-from tests.benchmarks.report import Table, counted, mebibytes, micro, milli, per_second, ratios, spread, with_ratio
+from tests.benchmarks.report import (
+    Table,
+    counted,
+    fill,
+    mebibytes,
+    micro,
+    milli,
+    per_second,
+    ratios,
+    spread,
+    with_ratio,
+)
 from tests.benchmarks.subjects import FLOOR
 from trio_workers import open_python_pool
 
@@ -143,16 +154,6 @@ def present() -> list[Candidate]:
     return [candidate for candidate in ALL if candidate.missing is None]
 
 
-def fill(table: Table, cells: Callable[[str], Sequence[str]], candidates: Iterable[Candidate] = ALL) -> Table:
-    """Add a row for each, with what `cells` has for its name."""
-    for candidate in candidates:
-        if candidate.missing is not None:
-            table.add_missing(candidate.name, candidate.missing)
-        else:
-            table.add(candidate.name, *cells(candidate.name))
-    return table
-
-
 # the tables
 
 
@@ -192,7 +193,7 @@ async def one_caller(pace: Pace) -> list[Table]:
         ]
 
     table.add(FLOOR.name, *cells(FLOOR.name))
-    fill(table, cells)
+    fill(table, ALL, cells)
     title = "A tiny Python function, one caller, one worker: how long half of the calls take"
     table.draw("functions-latency", title, 1, micro, more_is_better=False)
     return [table]
@@ -221,7 +222,7 @@ async def many_callers(pace: Pace) -> list[Table]:
             return ["its calls can't overlap", "-"]
         return [with_ratio(it[name], it[OURS.name]) for it in by_workers]
 
-    fill(table, cells)
+    fill(table, ALL, cells)
     title = f"Calls of a tiny Python function a second: {CALLERS} callers, {WORKERS} workers"
     table.draw("functions-rate", title, len(counts), per_second, more_is_better=True)
     for peer in (TRIO_PARALLEL, ANYIO):
@@ -289,7 +290,7 @@ async def tail(pace: Pace) -> list[Table]:
         table.add(LIMITED, *cells(LIMITED))
     else:
         table.add_missing(LIMITED, not_limited)
-    fill(table, cells, (TRIO_PARALLEL, ANYIO))
+    fill(table, (TRIO_PARALLEL, ANYIO), cells)
     what = "`run_sync`, p99.9 of quick jobs beside slow ones / that with one job at a time"
     table.aim(what, last[OURS.name], last.get(LIMITED), most=1.0)
     return [table]
@@ -382,13 +383,13 @@ async def there_and_back(
         results[name].rate.append(rate)
     fill(
         table,
+        (*FLOORS, *ALL),
         lambda name: [
             spread(results[name].p50, milli),
             spread(results[name].rate, per_second),
             ratios(results[name].p50, results[OURS.name].p50),
             ratios(results[name].p50, results[least.name].p50),
         ],
-        (*FLOORS, *ALL),
     )
     return table, results
 
@@ -414,13 +415,13 @@ async def from_cold(pace: Pace) -> list[Table]:
     return [
         fill(
             table,
+            candidates,
             lambda name: [
                 spread(whole[name], milli),
                 ratios(whole[name], whole[OURS.name]),
                 spread(opening[name], milli),
                 ratios(opening[name], opening[OURS.name]),
             ],
-            candidates,
         )
     ]
 
@@ -443,12 +444,12 @@ async def at_rest(pace: Pace) -> list[Table]:
     ours = sizes[OURS.name]
     fill(
         table,
+        candidates,
         lambda name: [
             cell
             for size, unit in zip(sizes[name], ours, strict=True)
             for cell in (spread([size], mebibytes), "1" if name == OURS.name else f"{size / unit:.2f}")
         ],
-        candidates,
     )
     table.draw("functions-memory", "Memory of an idle worker of functions (PSS)", 3, mebibytes, more_is_better=False)
     return [table]

@@ -7,7 +7,7 @@ import attrs
 
 from tests.benchmarks.charts import Lines
 from tests.benchmarks.measures import Pace, callers_of, measure_rates, opened
-from tests.benchmarks.report import Table, median_of, per_second, spread
+from tests.benchmarks.report import Table, fill, median_of, per_second, spread
 from tests.benchmarks.subjects import ANYIO, POOL, RUN_SYNC, TRIO_PARALLEL
 
 BODY: Final = b"0123456789"
@@ -23,12 +23,7 @@ MANY_CALLERS: Final = 512
 def table_of(title: str, note: str, steps: Sequence[int], results: Sequence[dict[str, list[float]]]) -> Table:
     """Make a table with a column for each step."""
     table = Table(title, note, ["who", *(f"{step:,}" for step in steps)])
-    for subject in SUBJECTS:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-        else:
-            table.add(subject.name, *(spread(result[subject.name], per_second) for result in results))
-    return table
+    return fill(table, SUBJECTS, lambda name: [spread(result[name], per_second) for result in results])
 
 
 def lines_of(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -222,6 +222,25 @@ class Table:
         rule = " | ".join("-" * width for width in widths)
         body = "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
         return f"### {self.title}\n\n{self.note}\n\n{body}\n"
+
+
+class Measured(Protocol):
+    """What has a row: it has a name, and where it can't be measured here `missing` says why."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def missing(self) -> str | None: ...
+
+
+def fill(table: Table, measured: Iterable[Measured], cells: Callable[[str], Sequence[str]]) -> Table:
+    """Add a row for each, with what `cells` has for its name."""
+    for one in measured:
+        if one.missing is not None:
+            table.add_missing(one.name, one.missing)
+        else:
+            table.add(one.name, *cells(one.name))
+    return table
 
 
 def in_short(tables: Iterable[Table]) -> Table:

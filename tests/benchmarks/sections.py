@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -24,6 +24,7 @@ from tests.benchmarks.report import (
     Figure,
     Table,
     counted,
+    fill,
     mebibytes,
     micro,
     milli,
@@ -60,16 +61,6 @@ HUNG: Final = 30.0
 """Seconds after which a map that does not end counts as hung."""
 MANY: Final = 64
 """Callers, where many share few workers: enough that some always wait."""
-
-
-def fill(table: Table, subjects: Sequence[Subject], cells: Callable[[str], Sequence[str]]) -> Table:
-    """Add a row for each, with what `cells` has for its name."""
-    for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-        else:
-            table.add(subject.name, *cells(subject.name))
-    return table
 
 
 async def latency(pace: Pace) -> list[Table]:
