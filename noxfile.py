@@ -127,9 +127,10 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure, and print the tables; ``-- --write docs/benchmarks.md`` puts them into that page.
+    """Measure, and print the tables; ``-- --write`` puts them and their charts into the docs and the README.
 
-    That takes about 8 minutes; with ``--only functions`` or ``--only commands`` it is that part alone.
+    That takes about a quarter of an hour. ``--only SECTION ...`` is a part of it, ``--quick`` the least of everything,
+    ``--json FILE`` has the figures of each round, and ``--million`` puts 1,000,000 jobs through each path instead.
     """
     session.install(".[bench]")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)

@@ -35,6 +35,7 @@ myst_heading_anchors = 3
 copybutton_prompt_text = "$ "
 
 html_theme = "furo"
+html_static_path = ["_static"]  # the charts of the benchmarks, where a forge finds them too
 html_title = f"trio_workers {release}"
 
 if os.environ.get("TRIO_WORKERS_DOCS_ONLINE") == "1":

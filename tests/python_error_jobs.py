@@ -819,7 +819,8 @@ def answer_in_part(writable: bool) -> NoReturn:
     assert frame is not None
     data = memoryview(bytearray(1_000_000))
     pieces = encode(RESULT, frame.f_locals["id_"], b"", [data if writable else data.toreadonly()])
-    frame.f_locals["self"].send([pieces[0], memoryview(pieces[1])[:500_000]])
+    for piece in (pieces[0], memoryview(pieces[1])[:500_000]):
+        frame.f_locals["self"]._connection.sendall(piece)
     threading.Event().wait()
     raise AssertionError
 

@@ -514,13 +514,14 @@ def child_hears_interrupt() -> int:
 # large things
 
 
-def size_of(value: bytes) -> int:
+def size_of(value: bytes | str) -> int:
     return len(value)
 
 
-def give_bytes(size: int, started: str, go: str) -> bytes:
+def give_text(size: int, started: str, go: str) -> str:
+    """Return what is no buffer, and takes the socket whatever its size."""
     stay(started, go)
-    return bytes(size)
+    return "x" * size
 
 
 def give_buffer(size: int) -> list[Any]:
@@ -588,3 +589,87 @@ def nested_pids(started: str, depth: int) -> NoReturn:
 
 
 partial_add = functools.partial(add, 1, plus=2)
+
+
+# items of a chunk
+
+
+def end_at(number: int, path: str, ends: dict[int, str]) -> object:
+    """Note each number as it begins, and return it; end the process, or raise, where that is said of the number."""
+    if path:
+        note(path, number)
+    how = ends.get(number)
+    if how is None:
+        return number
+    if how == "exit":
+        os._exit(7)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "segfault":
+        segfault()
+    if how == "fork":
+        return os.fork()
+    if how == "lock":
+        return threading.Lock()
+    if how == "relay":
+        write_to_relay(b"this is no message of ours")
+    raise ValueError(f"bad {number}")
+
+
+def numbered_text(number: int, size: int) -> str:
+    """A result of that size, that can be told from others."""
+    return f"{number:08}" + "x" * (size - 8)
+
+
+def give_text_or_exit(number: int, size: int, at: int, started: str = "") -> str:
+    """The same, but for one that ends the process, or never ends."""
+    if number == at:
+        if started:
+            hang(started)
+        os._exit(7)
+    return numbered_text(number, size)
+
+
+def give_value(number: int) -> object:
+    """Results of many types."""
+    big = 1 << 31
+    values = (
+        number, -number, float(number), None, True, False, "", "text", "\ud800", b"", b"bytes", bytearray(b"array"),
+        (number,), [], {number: "x"}, 1 << 80, 2.5 + 1j, big - 1, big, -big, -big - 1, float("inf"), b"x" * 100_000,
+        bytearray(b"y" * 300_000), "z" * 300_000, print, ValueError("a value"),
+    )  # fmt: skip
+    return values[number % len(values)]
+
+
+def append(values: list[int], number: int) -> list[int]:
+    """Change an argument, and return it."""
+    values.append(number)
+    return values
+
+
+def set_and_get_variable(number: int) -> str:
+    """What a context variable was before it was set."""
+    before = variable.get("unset")
+    variable.set(str(number))
+    return before
+
+
+def nap(number: int, seconds: float) -> int:
+    """Sleep, and say in which process."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def nap_at(number: int, at: int, seconds: float) -> int:
+    """Return the number; one of them takes its time."""
+    if number == at:
+        time.sleep(seconds)
+    return number
+
+
+def close_standard_streams(number: int, seconds: float) -> list[bool]:
+    """Say which of them are open, close them, and take as long as to have them opened again."""
+    found = [os.path.exists(f"/proc/self/fd/{fd}") for fd in range(3)]
+    os.closerange(0, 3)
+    time.sleep(seconds)
+    return found

@@ -1,5 +1,6 @@
 """The conversation with a Python child, and the line that carries it: every answer in every stage, and the lies."""
 
+import mmap
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import trio
 from trio_workers._call_line import CallConversation, CallLine
 from trio_workers._calls import (
     CALL,
+    CALLS,
+    DONE,
     END,
     ERROR,
     FROM_CHILD,
@@ -20,6 +23,7 @@ from trio_workers._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     STREAM,
@@ -29,6 +33,7 @@ from trio_workers._calls import (
 )
 from trio_workers._conversation import Event, Failed, Part, Refused, Replied, Shaken, Stage
 from trio_workers._goridge import FrameError
+from trio_workers._region import DONE_HEAD, RESULTS, SIZE, Region
 from trio_workers._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, LineEnded
 
 LIMIT: Final = 64 << 20
@@ -92,6 +97,8 @@ ANSWERS: Final = {
     "error": (ERROR, b"textexception", 4),
     "error without exception": (ERROR, b"text", 4),
     "refused": (REFUSED, b"textexception", 4),
+    "some results": (SOME, b"results", 0),  # these two only answer a chunk
+    "a chunk's end": (DONE, DONE_HEAD.pack(1, 7, 1000) + b"results", 0),
 }
 OUTCOMES: Final[dict[tuple[Stage, str], tuple[object, Stage]]] = {
     (Stage.SHAKING, "ready"): (Shaken(PID), Stage.IDLE),
@@ -614,6 +621,75 @@ async def test_a_job_that_was_never_read() -> None:
         with pytest.raises(LineEnded):
             line.read()
         assert line.started is False
+
+
+# chunks
+
+
+def with_chunk(region: Region | None) -> CallConversation:
+    conversation = CallConversation(HELLO_BODY, LIMIT, region=region)
+    conversation.receive(SHAKEN)
+    assert conversation.next_event() == Shaken(PID)
+    conversation.begin_job(encode(CALLS, 7, b"calls", split=1))
+    assert conversation.stage is Stage.WAITING
+    return conversation
+
+
+def test_the_results_of_a_chunk() -> None:
+    """They are copied from the region when the end is read, behind the parts that came before; the next job is none."""
+    region = Region()
+    memory = mmap.mmap(region.fd, SIZE)
+    memory[RESULTS : RESULTS + 9] = b"in common"
+    conversation = with_chunk(region)
+    head = DONE_HEAD.pack(3, 9, 1000)
+    data = whole(SOME, 7, b"some") + whole(SOME, 7, b"one", [bytes(70_000)]) + whole(DONE, 7, head)
+    assert conversation.take_whole(data) is None
+    conversation.receive(data)
+    assert shown(conversation.next_event()) == part(b"some")
+    assert shown(conversation.next_event()) == part(b"one", bytes(70_000))
+    event = conversation.next_event()
+    memory[RESULTS : RESULTS + 9] = b"of others"
+    assert shown(event) == replied(head + b"in common")
+    assert conversation.stage is Stage.IDLE
+    conversation.begin_job(call(8))
+    assert conversation.take_whole(whole(RESULT, 8, b"result")) == Replied(b"", b"result")
+    memory.close()
+    region.close()
+
+
+@pytest.mark.parametrize("with_region", [True, False])
+def test_results_that_came_with_the_end(with_region: bool) -> None:
+    """A child without a region sends them behind the head."""
+    region = Region() if with_region else None
+    conversation = with_chunk(region)
+    body = DONE_HEAD.pack(1, 7, 1000) + b"results"
+    conversation.receive(whole(DONE, 7, body))
+    assert shown(conversation.next_event()) == replied(body)
+    if region is not None:
+        region.close()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_answer_to_a_chunk(answer: str) -> None:
+    """A chunk has parts, an end, or an error; anything else breaks the protocol, by the short cut as well."""
+    kind, body, split = ANSWERS[answer]
+    conversation = with_chunk(None)
+    data = whole(kind, 7, body, split=split)
+    assert conversation.take_whole(data) is None
+    conversation.receive(data)
+    if kind in (SOME, DONE, ERROR):
+        assert conversation.next_event() is not None
+    else:
+        with pytest.raises(FrameError, match="can't come while"):
+            conversation.next_event()
+
+
+def test_an_end_without_its_head() -> None:
+    """What is too short for one is no end."""
+    conversation = with_chunk(None)
+    conversation.receive(whole(DONE, 7, b"short"))
+    with pytest.raises(FrameError, match="can't come while"):
+        conversation.next_event()
 
 
 def test_every_kind_is_here() -> None:

@@ -23,7 +23,9 @@ PACKAGE: Final = ROOT / "trio_workers"
 # As in the design's list of the layout: a module imports only what stands before it.
 LAYOUT: Final = (
     "_goridge",
+    "_arena",
     "_calls",
+    "_region",
     "_conversation",
     "_model",
     "_errors",
@@ -47,6 +49,8 @@ LAYOUT: Final = (
     "_supervise",
     "_core",
     "_map",  # before the pool, which has `Pool.map`
+    "_pace",
+    "_chunks",
     "_pool",
     "_python_pool",
     "child._relay",
@@ -60,7 +64,9 @@ LAYOUT: Final = (
 STANDARD_LIBRARY_ONLY: Final = (
     "__init__",
     "_goridge",
+    "_arena",
     "_calls",
+    "_region",
     "child._relay",
     "child",
     "child._main_module",
@@ -325,7 +331,9 @@ def test_standard_library_only(module: str) -> None:
     """What a worker loads needs nothing but Python, and of this package only what both sides use."""
     ours, others = imports_of("" if module == "__init__" else module)
     assert others - OPTIONAL.get(module, set()) <= sys.stdlib_module_names
-    assert ours <= {"_goridge", "_calls", "child._relay", "child._main_module", "child._functions"}
+    assert ours <= {
+        "_goridge", "_arena", "_calls", "_region", "child._relay", "child._main_module", "child._functions",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("module", SANS_IO)

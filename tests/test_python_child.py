@@ -130,8 +130,10 @@ def test_idle_worker_imports_the_core_only(idle: dict[str, Any]) -> None:
     ours = {name for name in modules if name.startswith("trio_workers.")}
     assert {name for name in ours if not name.startswith("trio_workers.child")} <= {
         "trio_workers.child",
+        "trio_workers._arena",
         "trio_workers._calls",
         "trio_workers._goridge",
+        "trio_workers._region",
     }
 
 

@@ -407,7 +407,7 @@ async def test_cancel_while_an_argument_is_written(note: Path) -> None:
         os.kill(worker.pid, signal.SIGSTOP)
         pid = worker.pid
         await until(lambda: stopped(pid))
-        async with running(pool, jobs.note, str(note), bytes(20 << 20)):
+        async with running(pool, jobs.note, str(note), "x" * (20 << 20)):
             await trio.testing.wait_all_tasks_blocked()
             assert worker.line is not None
             assert not worker.line.whole
@@ -427,7 +427,7 @@ async def test_crash_while_an_argument_is_written() -> None:
         sizes: list[int] = []
 
         async def call() -> None:
-            sizes.append(await pool.run_sync(jobs.size_of, bytes(20 << 20)))
+            sizes.append(await pool.run_sync(jobs.size_of, "x" * (20 << 20)))
 
         nursery.start_soon(call)
         await trio.testing.wait_all_tasks_blocked()
@@ -438,7 +438,7 @@ async def test_crash_while_an_argument_is_written() -> None:
 
 
 async def read_half(worker: Worker, note: Path, go: Path) -> None:
-    """Let the result of `give_bytes` come in, and stop the worker in the middle of it."""
+    """Let the result of `give_text` come in, and stop the worker in the middle of it."""
     line = worker.line
     assert line is not None
     assert worker.pid is not None
@@ -457,7 +457,7 @@ async def test_cancel_while_a_result_is_read(note: Path, go: Path) -> None:
     """Point 6: a cancel in the middle of a large result ends the worker; the half of it reaches nobody."""
     async with open_pool() as pool:
         (worker,) = pool.workers
-        async with running(pool, jobs.give_bytes, 64 << 20, str(note), str(go)):
+        async with running(pool, jobs.give_text, 64 << 20, str(note), str(go)):
             await read_half(worker, note, go)
         await heals(pool, worker)
         assert pool.statistics().exits == {"cancelled": 1}
@@ -473,7 +473,7 @@ async def test_crash_while_a_result_is_read(note: Path, go: Path) -> None:
 
         async def call() -> None:
             with pytest.raises(WorkerCrashed) as error:
-                await pool.run_sync(jobs.give_bytes, 64 << 20, str(note), str(go))
+                await pool.run_sync(jobs.give_text, 64 << 20, str(note), str(go))
             caught.append(error.value)
 
         nursery.start_soon(call)

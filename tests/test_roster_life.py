@@ -22,6 +22,8 @@ FAILED_ONCE: Final[dict[str, tuple[int, int]]] = {
     "a closing pool counts on a worker that is spent inside a lease": (2374522739, 200),
     "a worker is replaced for a change that was taken back": (1819821569, 100),
     "a successor stands by for ever, for a change that was taken back": (285819685, 100),
+    "a seat that is kept as its lease ends gets two jobs at once": (3510675761, 200),
+    "one more is relieved as a leased one leaves": (2854953882, 300),
     "a reset does not look at the queue": (5014, 60),
     "a change is done, and nobody is told": (5841, 30),
     "boots of a plan that has failed go on": (5189, 30),

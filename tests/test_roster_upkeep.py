@@ -291,6 +291,19 @@ def test_a_job_takes_too_long() -> None:
     assert (job.end, seat.reason) == (End.TIMED_OUT, "exec_ttl")
 
 
+def test_a_chunk_has_its_slack() -> None:
+    """A job that is many calls has what its last call may begin later beside `exec_ttl`, and no more."""
+    office = Office(limits=steady(exec_ttl=2.0))
+    job = office.submit("slow", write=False)
+    job.slack = 0.5
+    office.write(job)
+    office.now = 2.2
+    assert not office.roster.tick()
+    assert office.roster.next_deadline() == 2.5
+    office.now = 2.5
+    assert WorkerEvent.ERROR in kinds(office.roster.tick())
+
+
 def test_the_clock_is_set_once() -> None:
     """Jobs that begin while it is set need nothing: it looks again when the first of them would have had its time."""
     office = Office(limits=steady(exec_ttl=2.0))

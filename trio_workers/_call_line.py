@@ -1,20 +1,28 @@
-"""The pool's side of a conversation with its own Python child, and its lines: large answers are read in place.
+"""The pool's side of a conversation with its own Python child, and the lines that move what is small and what is large.
 
 The stages and what may come in each are those of every conversation (`TABLE`); what differs is the messages
 (`_calls.py`), and that an answer must carry the id of the job it answers.
 """
 
 import contextlib
+import errno
 import socket
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
+import trio
+
 from . import _platform
+from ._arena import AT_ONCE, IN_ARENA, SLICE, Arena, Filling, Kept
 from ._calls import (
+    CALLS,
+    DONE,
     END,
     ERROR,
     FROM_CHILD,
+    GATHERED,
     HELLO,
     LOOK,
     MOST_PACKET,
@@ -22,19 +30,27 @@ from ._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     Decoder,
     Message,
     beginning,
+    buffers_of,
+    drop_sent,
     encode,
+    placed,
 )
 from ._conversation import TABLE, Event, Failed, Part, Refused, Replied, Shaken, Stage
 from ._goridge import FrameError
+from ._region import DONE_HEAD, Region
 from ._relay import READ_SIZE, READS_IN_A_ROW, FdRelay, Line, LineEnded
 
-_ID: Final = slice(8, 12)
+ID: Final = slice(8, 12)
 """Where a message has its id."""
+
+_KIND: Final = 4
+"""Where a message has its kind."""
 
 _IDLE: Final = Stage.IDLE
 _WAITING: Final = Stage.WAITING
@@ -45,11 +61,21 @@ class CallConversation:
 
     stray = "A job must leave alone the descriptors that it did not open: one of them is the pool's."
 
-    def __init__(self, hello: bytes, max_frame_size: int) -> None:
+    def __init__(
+        self,
+        hello: bytes,
+        max_frame_size: int,
+        arena: Arena | None = None,
+        kept: Kept | None = None,
+        region: Region | None = None,
+    ) -> None:
+        self.region = region
+        self.chunk: int | None = None
+        """The id of the present job, where it is a chunk."""
         self.answers: deque[bytes] = deque()
         self.stage = Stage.SHAKING
         self._hello = hello
-        self._decoder = Decoder(FROM_CHILD, max_frame_size)
+        self._decoder = Decoder(FROM_CHILD, max_frame_size, arena, kept, SLICE)
         self.ids: deque[int] = deque()
 
     def __repr__(self) -> str:
@@ -71,13 +97,14 @@ class CallConversation:
         """Note that a job is on its way to the child."""
         if self.stage is _IDLE:
             self.stage = _WAITING
+            self.chunk = _id_of(frames[0]) if frames[0][_KIND] == CALLS else None
         elif not self.ids:
             raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
         self.ids.append(_id_of(frames[0]))
 
     def take_whole(self, data: bytes) -> Event | None:
         """Take bytes from the child where they are a whole small result and nothing else, the usual case; else None."""
-        if self.stage is not _WAITING:
+        if self.stage is not _WAITING or self.chunk is not None:
             return None
         message = self._decoder.take_whole(data)
         if message is None or message.kind != RESULT or message.id != self.ids[0]:
@@ -116,6 +143,20 @@ class CallConversation:
         self._decoder.filled(count)
 
     @property
+    def drawing(self) -> bool:
+        """Whether an answer has arrived of which more is to be taken out of the arena, by `next_event`."""
+        return self._decoder.drawing
+
+    def hurry(self) -> None:
+        """Take answers out of the arena in one go from now on."""
+        self._decoder.most = AT_ONCE
+
+    def take_excuse(self) -> int:
+        """Return the errno by which the child said since the last time why it did without the arena, or 0."""
+        excuse, self._decoder.excuse = self._decoder.excuse, 0
+        return excuse
+
+    @property
     def leftover(self) -> bytes:
         """What has arrived and belongs to no event yet."""
         return self._decoder.leftover
@@ -139,7 +180,7 @@ class CallConversation:
             raise FrameError(f"it answered job {message.id}, but it was given job {given}", beginning(message))
         if message.kind == REFUSED and self.stage is Stage.SHAKING:
             raise Refused(message.body[: message.split], message.body[message.split :])
-        event = _interpret(message)
+        event = _interpret(message) if self.chunk is None else self._interpret_of_chunk(message)
         stage = None if event is None else TABLE[self.stage].get(type(event))
         if event is None or stage is None:
             name = "a refusal" if event is None else type(event).__name__
@@ -149,9 +190,20 @@ class CallConversation:
             self._end_job()
         return event
 
+    def _interpret_of_chunk(self, message: Message) -> Event | None:
+        kind, body = message.kind, message.body
+        if kind == SOME:
+            return Part(b"", body, message.buffers)
+        if kind == DONE and len(body) >= DONE_HEAD.size:
+            # Now, for the next job may have begun before the caller looks.
+            if len(body) == DONE_HEAD.size and self.region is not None:
+                body += self.region.results(DONE_HEAD.unpack(body)[1])
+            return Replied(b"", body)
+        return Failed(body[: message.split], body[message.split :]) if kind == ERROR else None
+
 
 def _id_of(message: bytes | memoryview) -> int:
-    return int.from_bytes(message[_ID], "little")
+    return int.from_bytes(message[ID], "little")
 
 
 def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
@@ -171,21 +223,180 @@ def _interpret(message: Message) -> Event | None:
     return Shaken(int.from_bytes(body, "little")) if kind == READY else None
 
 
+class CallRelay(FdRelay):
+    """The socket to a Python child, and the arena beside it.
+
+    `complain` is told why the arena could not be had; `drawing` is set while an answer is being taken out of it: then
+    there is something to read that no socket knows of.
+    """
+
+    drawing = False
+
+    def __init__(self, fd: int, arena: Arena | None, complain: Callable[[str, int], None]) -> None:
+        super().__init__(fd, fd, kind="unix")
+        self.arena = arena
+        self.complain = complain
+
+    async def wait_readable(self) -> None:
+        if self.drawing and not self.closed:
+            await trio.lowlevel.checkpoint()
+        else:
+            await super().wait_readable()
+
+    def close(self) -> None:
+        super().close()
+        if self.arena is not None:
+            self.arena.close()
+
+
 class CallLine(Line):
-    """A line to a Python child."""
+    """A line to a Python child.
 
-    __slots__ = ("_calls", "_fds")
+    The buffers of a large job are copied into the arena, and then its message is written: so it can't begin before.
+    A job that is given up while that goes on has not started.
+    """
 
-    def __init__(self, relay: FdRelay, conversation: CallConversation) -> None:
+    __slots__ = ("_arena", "_calls", "_fds", "_filling", "_frames", "_note_large", "_overdue", "remains")
+
+    def __init__(
+        self, relay: FdRelay, conversation: CallConversation, note_large: Callable[[], None] = lambda: None
+    ) -> None:
+        """Own both. `note_large` is called when the arena is used."""
         super().__init__(relay, conversation)
+        self._note_large = note_large
         self._fds = relay
         self._calls = conversation
+        self._arena = relay.arena if isinstance(relay, CallRelay) else None
+        self._filling: Filling | None = None
+        self._frames: Sequence[bytes | memoryview] = ()
+        self._overdue = False
+        self.remains: tuple[int, tuple[int, int, bytes]] | None = None
+        """Of a chunk that its worker died of: its id, and what `Region.remains` found."""
+
+    # writing
+
+    def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
+        """See `Line.begin`."""
+        if self._overdue:
+            self.give_back()
+        if len(frames) == 1:
+            return super().begin(frames)
+        if self._arena is not None:
+            buffers = buffers_of(frames)
+            if sum([view.nbytes for view in buffers]) >= IN_ARENA:
+                self._filling = Filling(self._arena, buffers)
+                self._frames = frames
+                self._note_large()
+        why = super().begin(frames)
+        if why is not None:
+            self._drop_filling()
+        return why
+
+    def _push(self) -> bool:
+        if self._filling is not None and not self._fill():
+            return False
+        unsent = self._unsent
+        while len(unsent) > 1:
+            written = self._fds.write_gathered([*islice(unsent, GATHERED)])
+            if not written:
+                return False
+            self._begun = True
+            drop_sent(unsent, written)
+        return super()._push()
+
+    def _fill(self) -> bool:
+        """Copy the next slice of a job into the arena; True when its message can be written."""
+        filling, frames, relay = self._filling, self._frames, self._fds
+        assert filling is not None
+        assert isinstance(relay, CallRelay)
+        if not relay.closed:
+            try:
+                if not filling.go_on(SLICE):
+                    return False
+            except (OSError, ImportError) as error:
+                number = error.errno if isinstance(error, OSError) else None
+                relay.complain("", number or errno.ENOSYS)  # and the buffers take the socket
+                if self._arena is not None:
+                    self._arena.give_back()  # part of it came before there was none left
+            else:
+                for _ in frames:
+                    self._unsent.pop()
+                self._unsent.extend(placed(frames))
+        self._drop_filling()
+        return True
+
+    def _drop_filling(self) -> None:
+        self._filling = None
+        self._frames = ()
+
+    # the arena
+
+    def give_back(self) -> None:
+        """Return the arena's memory to the system: now, where nothing is under way, else before the next job."""
+        self._overdue = self._calls.stage is not _IDLE
+        if self._arena is not None and not self._overdue:
+            self._arena.give_back()
+
+    @property
+    def arena_uses(self) -> int:
+        """How often the arena was used, in either direction."""
+        return 0 if self._arena is None else self._arena.uses
+
+    @property
+    def shared_memory(self) -> int:
+        """See `Line.shared_memory`."""
+        return 0 if self._arena is None else self._arena.used
+
+    def _note_arena(self, *, drew: bool) -> None:
+        relay = self._fds
+        if self._arena is None or not isinstance(relay, CallRelay):
+            return
+        relay.drawing = self._calls.drawing
+        if drew and not relay.drawing:
+            self._arena.note_taken()
+            self._note_large()
+        if excuse := self._calls.take_excuse():
+            relay.complain(" in a worker", excuse)
+
+    # chunks
+
+    @property
+    def has_region(self) -> bool:
+        """Whether the child can account for chunks; else it runs one item of each."""
+        return self._calls.region is not None
+
+    def look(self) -> tuple[int, int, bytes]:
+        """Look at the region while a chunk is under way; see `Region.remains`.
+
+        What the child is writing now may be seen in part: only what was the same at the last look is to be believed.
+        """
+        region, chunk = self._calls.region, self._calls.chunk
+        return (0, 0, b"") if region is None or chunk is None else region.remains(chunk)
+
+    def finish(self) -> None:
+        """See `Line.finish`: also keep what is left of a chunk, for the region goes with the process."""
+        self._calls.hurry()
+        super().finish()
+        region, chunk = self._calls.region, self._calls.chunk
+        if region is not None and chunk is not None:
+            self.remains = chunk, region.remains(chunk)
+
+    @property
+    def started(self) -> bool | None:
+        """See `Line.started`: of a chunk that no item has begun of, nothing has started, whoever has read it."""
+        if self.remains is not None and self.whole:
+            return self.remains[1][0] > 0
+        return super().started
+
+    # reading
 
     def read(self) -> Event | None:
         """See `Line.read`: large bodies and buffers are read straight into memory of their own."""
         if self._owed:
             self._pay()
         relay, calls = self._fds, self._calls
+        if calls.drawing:
+            return self._next_event()
         for _ in range(READS_IN_A_ROW):
             space = calls.space
             if space is None:
@@ -216,9 +427,21 @@ class CallLine(Line):
                 calls.filled(count)
             self._answered = True
             event = self._next_event()
-            if event is not None:
+            if event is not None or calls.drawing:
                 return event
         return None
+
+    def _next_event(self) -> Event | None:
+        drew = self._calls.drawing
+        try:
+            return super()._next_event()
+        finally:
+            self._note_arena(drew=drew)
+
+    def close(self) -> None:
+        """See `Line.close`."""
+        self._drop_filling()
+        super().close()
 
 
 class PacketLine(CallLine):
@@ -231,8 +454,14 @@ class PacketLine(CallLine):
 
     __slots__ = ("_in_packet", "_packets", "_spare")
 
-    def __init__(self, relay: FdRelay, conversation: CallConversation, packets: "Packets") -> None:
-        super().__init__(relay, conversation)
+    def __init__(
+        self,
+        relay: FdRelay,
+        conversation: CallConversation,
+        packets: "Packets",
+        note_large: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(relay, conversation, note_large)
         self._packets = packets.ours
         self._spare = packets.theirs
         self._in_packet = False

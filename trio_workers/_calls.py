@@ -1,20 +1,24 @@
 """Messages between a pool and its own Python child, without I/O.
 
-Both sides use this module, so it imports nothing but C modules and `_goridge`. Command workers speak goridge, which
-any language can; this dialect is private to us and has what goridge lacks: an id on every message, sizes of 64 bits,
-and buffers that travel beside a pickle instead of inside it (pickle protocol 5, out of band), each read straight into
-memory of its own.
+Both sides use this module, so it imports nothing but C modules, `_goridge` and `_arena`. Command workers speak goridge,
+which any language can; this dialect is private to us and has what goridge lacks: an id on every message, sizes of 64
+bits, and buffers that travel beside a pickle instead of inside it (pickle protocol 5, out of band), each read straight
+into memory of its own. What is large goes through memory that both sides have (`_arena.py`).
 
 A message is a header, a table of buffer sizes, a body, and the buffers:
 
     magic  u32   always the same; what a job writes here by mistake is no message
     kind   u8    one of the constants below
-    -      3     zero
+    place  u8    0 where the buffers follow, 1 where they lie in the arena
+    errno  u8    in an answer whose buffers follow although they are large: why the arena could not be had
+    -      1     zero
     id     u32   of the job; an answer carries that of its call, so no answer can reach another job
     split  u32   where the body's first part ends, where it has two
-    count  u32   how many buffers follow
+    count  u32   how many buffers there are
     size   u64   of the body
     table        a u64 for each buffer: twice its size, and 1 more where it was read-only (bytes)
+
+In the arena the first buffer begins at byte 64, each of the others at the next multiple of 64 behind the one before.
 
 All numbers are little-endian.
 """
@@ -23,12 +27,15 @@ from collections import deque
 from io import BytesIO
 from struct import Struct
 
+from ._arena import AT_ONCE, Drawing, Kept
 from ._goridge import SHOWN, FrameError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Final, TypeAlias
+
+    from ._arena import Arena
 
     Buffer: TypeAlias = bytes | bytearray
     Link: TypeAlias = tuple[
@@ -43,6 +50,9 @@ CALL: "Final" = 2
 STREAM: "Final" = 3
 STOP_STREAM: "Final" = 4
 STOP: "Final" = 5
+CALLS: "Final" = 6
+"""A chunk: a function and the arguments of many calls, by columns (`split` is not 0), or whole small calls, one after
+the other."""
 # From the child.
 READY: "Final" = 16
 RESULT: "Final" = 17
@@ -50,9 +60,13 @@ PART: "Final" = 18
 END: "Final" = 19
 ERROR: "Final" = 20
 REFUSED: "Final" = 21
+SOME: "Final" = 22
+"""Results of a chunk, or one alone that has buffers; more follow."""
+DONE: "Final" = 23
+"""A chunk is over; see `_region.DONE_HEAD`."""
 
-FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP))
-FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED))
+FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP, CALLS))
+FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED, SOME, DONE))
 
 JOINED: "Final" = 32 * 1024
 """Up to this many bytes a body is copied behind its header and written at once; a larger one is not copied."""
@@ -69,8 +83,14 @@ OUT_OF_BAND: "Final" = 32 * 1024
 MOST_BUFFERS: "Final" = 1 << 16
 """As many buffers travel beside one pickle; the rest goes inside it."""
 
-_HEADER = Struct("<IBxxxIIIQ")
+_HEADER = Struct("<IIIIIQ")  # kind, place, errno and the zero as one number: in most messages it is the kind
 _SIZE: "Final" = _HEADER.size
+_COUNT: "Final" = slice(16, 20)
+"""Where a message has the number of its buffers."""
+
+GATHERED: "Final" = 512
+"""Pieces written by one system call: half of what Linux takes (IOV_MAX)."""
+
 _unpack = _HEADER.unpack_from
 _pack = _HEADER.pack
 
@@ -103,30 +123,88 @@ def encode(
     return head + table + body, *buffers
 
 
+def buffers_of(pieces: "Sequence[bytes | memoryview]") -> "Sequence[memoryview]":
+    """Return the buffers of an encoded message."""
+    if len(pieces) == 1 or not any(pieces[0][_COUNT]):
+        return ()
+    return pieces[1:]  # type: ignore[return-value]
+
+
+def placed(pieces: "Sequence[bytes | memoryview]") -> "tuple[bytes | memoryview, ...]":
+    """Say in an encoded message that its buffers lie in the arena; return what is to be written then."""
+    head = pieces[0]
+    first = b"".join((head[:5], b"\x01", head[6:_SIZE]))
+    return (first, memoryview(head)[_SIZE:])
+
+
+def excused(pieces: "Sequence[bytes | memoryview]", errno: int) -> "tuple[bytes | memoryview, ...]":
+    """Say in an encoded message why its buffers don't lie in the arena."""
+    head = pieces[0]
+    return (b"".join((head[:6], bytes((errno & 0xFF,)), head[7:])), *pieces[1:])
+
+
+def drop_sent(pieces: "deque[bytes | memoryview]", count: int) -> None:
+    """Take so many bytes from the front of what is to be sent."""
+    while pieces and count >= len(pieces[0]):
+        count -= len(pieces.popleft())
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
+
+
+def split_calls(body: bytes) -> "Iterator[Message]":
+    """Take apart the whole calls of a chunk, one by one."""
+    at = 0
+    while at < len(body):
+        _, kind, id_, split, _, size = _unpack(body, at)
+        at += _SIZE + size
+        yield Message(kind, id_, split, body[at - size : at])
+
+
 class Decoder:
     """Bytes in, messages out, for one direction of one connection.
 
     `receive` takes what was read. In the middle of something large, `space` is where the next bytes belong: read
     straight into it, release it, and say how many there were with `filled`. What begins with `MAGIC` comes
-    from a child of ours, so the sizes it announces are believed, up to the limit.
+    from a child of ours, so the sizes it announces are believed, up to the limit. Buffers in the `arena` are taken out
+    of it by `next_message`, each time `most` bytes: as long as `drawing`, call it again.
     """
 
     __slots__ = (
+        "_arena",
         "_at",
         "_bounds",
+        "_drawing",
         "_error",
         "_held",
+        "_kept",
         "_legal",
         "_limit",
         "_message",
+        "_places",
         "_ready",
         "_size",
         "_target",
         "_whole",
+        "excuse",
+        "most",
         "taken",
     )
 
-    def __init__(self, legal: "frozenset[int]", limit: int) -> None:
+    def __init__(
+        self,
+        legal: "frozenset[int]",
+        limit: int,
+        arena: "Arena | None" = None,
+        kept: "Kept | None" = None,
+        most: int = AT_ONCE,
+    ) -> None:
+        self.most = most
+        self.excuse = 0
+        """The errno by which the other side said last why it did without the arena."""
+        self._arena = arena
+        self._kept = Kept(0) if kept is None else kept
+        self._drawing: Drawing | None = None
+        self._places: list[int] = []
         self._legal = legal
         self._limit = limit
         self._ready: deque[Message] = deque()
@@ -144,9 +222,18 @@ class Decoder:
         """Return the next whole message, None where bytes are missing, or raise `FrameError`."""
         if self._ready:
             return self._ready.popleft()
+        if self._drawing is not None:
+            self._draw()
+            if self._ready:
+                return self._ready.popleft()
         if self._error is not None:
             raise self._error
         return None
+
+    @property
+    def drawing(self) -> bool:
+        """Whether there is more to be taken out of the arena, for a message that has arrived."""
+        return self._drawing is not None
 
     @property
     def pending(self) -> bool:
@@ -162,7 +249,7 @@ class Decoder:
         """Drop what has arrived and is no part of a message taken yet."""
         self._ready.clear()
         self._held = b""
-        self._message = self._target = None
+        self._message = self._target = self._drawing = None
         self._whole = []
 
     def take_whole(self, data: bytes) -> Message | None:
@@ -192,7 +279,7 @@ class Decoder:
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""
         view = memoryview(data)
-        while view and self._error is None:
+        while view and self._error is None and self._drawing is None:
             space = self.space
             if space is not None:
                 count = min(len(space), len(view))
@@ -230,11 +317,12 @@ class Decoder:
                 self._refuse(held, "these bytes begin no message")
             self._held = held
             return view[:0]
-        magic, kind, id_, split, count, size = _unpack(held)
+        magic, word, id_, split, count, size = _unpack(held)
+        kind, more = word & 0xFF, word >> 8
         end = _SIZE + 8 * count
         if magic != MAGIC or kind not in self._legal:
             self._refuse(held, "these bytes begin no message")
-        elif split > size or count > MOST_BUFFERS:
+        elif split > size or count > MOST_BUFFERS or more >> 16 or (more & 0xFF) > (count > 0):
             self._refuse(held, "the numbers of the header don't fit together")
         elif len(held) >= end:
             table = [int.from_bytes(held[at : at + 8], "little") for at in range(_SIZE, end, 8)]
@@ -243,7 +331,9 @@ class Decoder:
                 self._refuse(held, f"a message of {total:,} bytes is larger than max_frame_size ({self._limit:,})")
             else:
                 self._message = Message(kind, id_, split, b"")
-                self._bounds = [2 * size + 1, *table]
+                self.excuse = more >> 8 or self.excuse
+                self._places = table if more & 0xFF else []
+                self._bounds = [2 * size + 1] if more & 0xFF else [2 * size + 1, *table]
                 used = end - len(self._held)
                 self._held = b""
                 self._next_target()
@@ -278,9 +368,38 @@ class Decoder:
         body, *message.buffers = self._whole
         assert type(body) is bytes
         message.body = body
-        self._ready.append(message)
-        self._message = None
         self._whole = []
+        if self._places:
+            self._begin_drawing()
+        else:
+            self._ready.append(message)
+            self._message = None
+
+    def _begin_drawing(self) -> None:
+        try:
+            if self._arena is None:
+                raise ValueError("there is no arena")
+            self._drawing = Drawing(self._arena, self._places, self._kept)
+        except ValueError as error:
+            self._message = None
+            self._refuse(b"", f"the buffers of a message are not where it says: {error}")
+
+    def _draw(self) -> None:
+        """Take the next of a message's buffers out of the arena; with the last, the message is whole."""
+        drawing, message = self._drawing, self._message
+        assert drawing is not None
+        assert message is not None
+        try:
+            if not drawing.go_on(self.most):
+                return
+        except (MemoryError, OverflowError):
+            self._refuse(b"", "there is no memory for the buffers of a message")
+        else:
+            message.buffers = drawing.buffers
+            self._ready.append(message)
+        self._drawing = self._message = None
+        held, self._held = self._held, b""
+        self.receive(held)
 
     def _refuse(self, held: bytes, reason: str) -> None:
         self._error = FrameError(reason, held)

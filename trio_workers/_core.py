@@ -66,7 +66,6 @@ from ._seats import (
     Spawn,
     TakeBack,
     Wake,
-    Watch,
 )
 from ._supervise import GRACE, Source, Supervision, call_user, extra
 from ._worker import CurrentJob, Worker
@@ -374,7 +373,7 @@ class PoolCore:
         now = self._now
         for action in actions:
             if type(action) in _AT_ONCE:
-                now.append(action)
+                now.append(action)  # type: ignore[arg-type]
             elif isinstance(action, Emit | GiveUp | Settled):
                 if isinstance(action, Settled):
                     self._follow_plan()  # before anybody is told

@@ -45,7 +45,6 @@ from ._seats import (
     DONE,
     GONE,
     NEVER,
-    SERVING,
     STOPPING,
     WAITING,
     WRITTEN,
@@ -127,7 +126,7 @@ class Exchange:
         try:
             outcome = await self.see_through(job)
         except BaseException as error:
-            self.count(job, _outcome_of(error))
+            self.count(job, outcome_of(error))
             self.abandon(job)
             raise
         self.hang_up(job)
@@ -145,15 +144,16 @@ class Exchange:
         while seat.jobs and (left := seat.jobs[0].left) is not None:
             await left.wait()
 
-    def count(self, job: Job, outcome: str) -> None:
-        """Count a job that has ended, and tell of it."""
-        self._roster.outcomes[outcome] += 1
+    def count(self, job: Job, outcome: str, calls: int = 1) -> None:
+        """Count a job that has ended, and tell of it; where it is a chunk, so many of its calls."""
+        self._roster.outcomes[outcome] += calls
         if self._tell is not None:
-            self._tell(job, outcome)
+            for _ in range(calls):
+                self._tell(job, outcome)
 
     def outcome_of(self, job: Job) -> str:
         """Name the outcome of a job that is over without an answer."""
-        return _outcome_of(self._explain(job))
+        return outcome_of(self._explain(job))
 
     def enter(self, job: Job, seat: Seat | None = None) -> None:
         """Hand a job in. Raise where it is not taken."""
@@ -187,7 +187,7 @@ class Exchange:
             if job.state is DONE:
                 raise await self._tell_end(job)
         except BaseException as error:
-            self.count(job, _outcome_of(error))
+            self.count(job, outcome_of(error))
             self.abandon(job)
             raise
 
@@ -290,6 +290,7 @@ class Exchange:
         if seat is None:
             return  # taken back already
         line, codec = seat.worker.line, seat.plan.source.codec
+        assert line is not None
         if job.dialect != codec.dialect:
             job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
         if not line.begin_ahead(job.frames):
@@ -314,7 +315,8 @@ class Exchange:
         if job.ahead is not None and seat.plan.recalls and seat.jobs:
             # All that were before it have been answered, for that is what comes before the worker reads another.
             self._look(seat.jobs[0])
-            seat.worker.line.relay.wake()
+            if seat.worker.line is not None:
+                seat.worker.line.relay.wake()
 
     async def _next_event(self, job: Job, line: Line) -> Event | None:
         """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small.
@@ -589,7 +591,7 @@ class Parts(Generic[T]):
         try:
             outcome = await self._exchange.see_through(self._job)
         except (WorkersError, trio.ClosedResourceError) as error:
-            self._end(_outcome_of(error))
+            self._end(outcome_of(error))
             raise
         if type(outcome) is Part:
             return self._decode(outcome)
@@ -745,7 +747,8 @@ def _next_step(started: bool | None) -> str:
     return " Nobody can know whether the job had started: retry only if running it twice does no harm."
 
 
-def _outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException) -> str:
+    """Name what a job ends with, as it is counted."""
     if type(error) is WorkerError and error.phase == "memory":
         return "memory"
     return _OUTCOMES.get(type(error), "cancelled")

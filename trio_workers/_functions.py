@@ -5,16 +5,18 @@ import importlib
 import inspect
 import itertools
 import pickle
+import time
 import types
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, cast
 
 from . import _platform
-from ._calls import CALL, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short, restore
+from ._calls import CALL, CALLS, MOST_BUFFERS, OUT_OF_BAND, STREAM, encode, in_short, restore
 from ._codec import Answer
-from ._conversation import Failed
+from ._conversation import Failed, Replied
 from ._errors import JobError, RemoteTraceback
+from ._region import PLAIN, as_list
 
 if TYPE_CHECKING:
     from ._calls import Link
@@ -111,11 +113,61 @@ class FunctionCodec:
             raise _explain(function, arguments, position, error, by_value=self._by_value) from error
         return self._finish(function, stream, 0, file.getvalue())
 
+    def encode_calls(self, function: Callable[..., object], columns: Sequence[Sequence[object]]) -> "Chunk":
+        """Pickle as many of the calls `function(*row)` into one message as belong there, from the first on."""
+        known = self._known.get(function) if type(function) in _BY_NAME else None
+        if known is not None and known.pickled and not known.generator and _are_plain(columns):
+            split = len(known.pickled)
+            body = known.pickled + _dumps(columns, PROTOCOL)
+            return Chunk(encode(CALLS, self._next_id(), body, split=split), len(columns[0]))
+        calls: list[bytes] = []
+        size = 0
+        enough_at = time.perf_counter() + ENCODE_FOR
+        rest: Exception | tuple[bytes | memoryview, ...] | None = None
+        for row in zip(*columns, strict=True):
+            try:
+                pieces = self.encode_call(function, row)
+            except Exception as error:
+                rest = error
+                break
+            first = pieces[0]
+            if len(pieces) > 1 or not isinstance(first, bytes) or (calls and size + len(first) > MOST_BYTES):
+                rest = pieces
+                break
+            calls.append(first)
+            size += len(first)
+            if time.perf_counter() > enough_at:
+                break
+        if len(calls) == 1:
+            return Chunk((calls[0],), 1, rest)
+        return Chunk(encode(CALLS, self._next_id(), b"".join(calls)) if calls else (), len(calls), rest)
+
+    def decode_calls(self, results: bytes, function: object) -> tuple[list[Any], dict[int, Exception]]:
+        """Turn results of a chunk into values, and what is no value but an error, by its place."""
+        values: list[Any] = _loads(as_list(results))
+        failures: dict[int, Exception] = {}
+        if _PACKED.isdisjoint(map(type, values)):
+            return values, failures
+        for place, value in enumerate(values):
+            try:
+                if type(value) is bytes:
+                    values[place] = decode(Replied(b"", value), function)
+                elif type(value) is bytearray:
+                    values[place] = None
+                    failures[place] = self.failure(Failed(*_loads(value)))
+            except JobError as error:
+                values[place] = None
+                failures[place] = error
+        return values, failures
+
+    def _next_id(self) -> int:
+        return next(self._ids) & 0xFFFFFFFF
+
     def _finish(self, function: object, stream: bool, split: int, body: bytes) -> tuple[bytes | memoryview, ...]:
         buffers = self._buffers
         if buffers:
             self._buffers = []  # the job alone holds them from now on
-        pieces = encode(STREAM if stream else CALL, next(self._ids) & 0xFFFFFFFF, body, buffers, split)
+        pieces = encode(STREAM if stream else CALL, self._next_id(), body, buffers, split)
         if self._limit is not None:
             size = len(body) + sum([view.nbytes for view in buffers])
             if size > self._limit:
@@ -181,6 +233,18 @@ class FunctionCodec:
         return JobError(outcome.message)
 
 
+class Chunk(NamedTuple):
+    """Calls in one message: its `frames`, and the `number` of calls. A single one is an ordinary call.
+
+    `rest`: why the call behind them can't be pickled, or its own frames, where it is too large to be with others. What
+    comes after that is not looked at.
+    """
+
+    frames: tuple[bytes | memoryview, ...]
+    number: int
+    rest: Exception | tuple[bytes | memoryview, ...] | None = None
+
+
 class _Known(NamedTuple):
     """What is remembered of a function: its pickle (empty where that is more than a name), and its kind."""
 
@@ -192,6 +256,19 @@ _BY_NAME: Final = frozenset((types.FunctionType, types.BuiltinFunctionType, type
 
 _ATOMS: Final = frozenset((int, str, float, bool, complex, types.NoneType))
 """Types whose values can always be pickled and read back, and of which nobody sees whether they are shared."""
+
+_SIZED: Final = frozenset((str, bytes))
+_SHARED: Final = PLAIN | _SIZED
+"""Types of which nobody sees whether several calls share a value."""
+
+_PACKED: Final = frozenset((bytes, bytearray))
+"""Among the results of a chunk, what is not there as itself."""
+
+MOST_BYTES: Final = 128 * 1024
+"""Of arguments in one chunk: larger messages gain nothing."""
+
+ENCODE_FOR: Final = 0.001
+"""Seconds for pickling one chunk, before other tasks get their turn."""
 
 MOST_KNOWN: Final = 1024
 """Functions remembered: more than a program calls again and again."""
@@ -215,6 +292,19 @@ def _load_cloudpickle() -> Callable[[BytesIO, Buffers], _Pickler]:
         ) from None
     pickler: Callable[..., _Pickler] = cloudpickle.CloudPickler
     return lambda file, keep: pickler(file, PROTOCOL, buffer_callback=keep)
+
+
+def _are_plain(columns: Sequence[Sequence[object]]) -> bool:
+    """Whether the arguments can share one pickle and nobody sees it, and are not large."""
+    for column in columns:
+        types = set(map(type, column))
+        if not types <= _SHARED:
+            return False
+        if not types.isdisjoint(_SIZED):
+            sizes = [len(value) for value in column if isinstance(value, str | bytes)]
+            if sum(sizes) > MOST_BYTES or max(sizes) >= OUT_OF_BAND:
+                return False
+    return True
 
 
 def _lift(argument: object) -> object:

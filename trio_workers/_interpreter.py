@@ -1,24 +1,29 @@
 """How a Python child comes to life: the interpreter's flags, what it must know, and its own socket."""
 
 import contextlib
+import errno
 import fcntl
 import functools
+import logging
 import os
 import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import attrs
 import trio
 
 from . import _platform
-from ._call_line import CallConversation, CallLine, Packets, PacketLine
+from ._arena import KEPT_FOR, Arena, Kept
+from ._call_line import CallConversation, CallLine, CallRelay, PacketLine, Packets
 from ._calls import in_short
 from ._factories import DescriptorSpawner, Factory, Spawner
 from ._process import Launch, WorkerProcess, spawn_process
-from ._relay import FdRelay, Line
+from ._region import Region
+from ._relay import Line
 
 SOCKET_BUFFER: Final = 1024 * 1024
 """Bytes that a socket between pool and child holds, where the system allows it: fewer turns for large arguments."""
@@ -34,6 +39,9 @@ NO_MAIN: Final = (
     'functions and classes of jobs in a module of their own, or open the pool with pickler="cloudpickle" '
     "(pip install 'trio_workers[cloudpickle]')"
 )
+
+
+_log = logging.getLogger("trio_workers.pool")
 
 
 def interpreter() -> list[str]:
@@ -90,11 +98,14 @@ class PythonFactory(Factory):
     pickler: str
     initializer: bytes | None = attrs.field(default=None, repr=False)
     initializer_name: str = ""
+    keeps_memory: bool = True
+    """Whether workers keep the memory of large arguments for the next ones: not where their memory is bounded, for to a
+    limit it looks like theirs."""
 
     async def open(self, nursery: trio.Nursery) -> Spawner:
-        """Open it: there is nothing in the background."""
+        """Open it: there is nothing in the background before a job is large."""
         await trio.lowlevel.checkpoint()
-        return _PythonSpawner(self)
+        return _PythonSpawner(self, nursery)
 
     def command(self, slot: int) -> list[str]:
         """Return the child's command, but for the number of its socket."""
@@ -113,15 +124,23 @@ class PythonFactory(Factory):
                 "main": self.main,
                 "pickler": self.pickler,
                 "initializer": self.initializer,
+                "keeps_memory": self.keeps_memory,
             },
             5,
         )
 
 
 class _PythonSpawner(DescriptorSpawner):
-    def __init__(self, factory: PythonFactory) -> None:
+    def __init__(self, factory: PythonFactory, nursery: trio.Nursery) -> None:
         super().__init__()
         self._factory = factory
+        self._nursery = nursery
+        self._lines: dict[WorkerProcess, CallLine] = {}
+        self._kept = Kept()
+        self._complaints: set[tuple[str, int]] = set()
+        self._tidying: trio.CancelScope | None = None
+        self._regions: dict[WorkerProcess, Region] = {}
+        self._told = False
         self._beside: dict[WorkerProcess, Packets] = {}
 
     @trio.lowlevel.enable_ki_protection
@@ -139,14 +158,33 @@ class _PythonSpawner(DescriptorSpawner):
             null = os.open(os.devnull, os.O_RDONLY)
             the_childs.callback(os.close, null)
             os.set_blocking(fd, False)
-            relay = FdRelay(fd, fd, kind="unix")
+            inherited = [child_fd]
             packets = self._packets(ours) if _platform.HERE.has_packets() else None
-            inherited = (child_fd,) if packets is None else (child_fd, packets.theirs.fileno())
+            if packets is not None:
+                inherited.append(packets.theirs.fileno())
+            complain = functools.partial(self._complain, launch.label.rpartition("[")[0])
+            arena_fd = _open_arena(complain)
+            arena = None
+            if arena_fd >= 0:
+                ours.callback(os.close, arena_fd)
+                arena = Arena(arena_fd)
+                inherited.append(arena_fd)
+            region = self._open_region(launch)
+            if region is not None:
+                ours.callback(region.close)
+                the_childs.callback(region.release_fd)
+                inherited.append(region.fd)
+            relay = CallRelay(fd, arena, complain)
+            packets_fd = packets.theirs.fileno() if packets else -1
+            fds = f"{child_fd},{packets_fd},{region.fd if region else -1},{arena_fd}"
             process = await spawn_process(
-                attrs.evolve(launch, argv=(*launch.argv, ",".join(map(str, inherited)), ROOT)),
-                stdin=null, stdout=None, limiter=self._limiter, inherited=inherited,
+                attrs.evolve(launch, argv=(*launch.argv, fds, ROOT)),
+                stdin=null, stdout=None, limiter=self._limiter, inherited=tuple(inherited),
             )  # fmt: skip
             ours.pop_all()
+        if region is not None:
+            self._regions[process] = region
+            process.at_reap(lambda: self._regions.pop(process).close())
         if packets is not None:
             self._beside[process] = packets
             process.at_reap(functools.partial(self._drop_packets, process))
@@ -167,6 +205,19 @@ class _PythonSpawner(DescriptorSpawner):
         for end in self._beside.pop(process, ()):
             end.close()
 
+    def _open_region(self, launch: Launch) -> Region | None:
+        try:
+            return Region()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                _log.warning(
+                    "%s: no memory can be shared with workers, so a map of functions runs slower: %s",
+                    launch.label,
+                    error,
+                )
+            return None
+
     @trio.lowlevel.enable_ki_protection
     async def connect(self, process: WorkerProcess, launch: Launch) -> Line:
         await trio.lowlevel.checkpoint()
@@ -175,9 +226,59 @@ class _PythonSpawner(DescriptorSpawner):
         except Exception as error:
             text = f"sys.path or sys.argv can't be sent to a worker: {in_short(error)}"
             raise RuntimeError(text) from error
-        relay, conversation = self._take(process), CallConversation(hello, launch.max_frame_size)
+        relay = self._take(process)
+        assert isinstance(relay, CallRelay)
+        region = self._regions.get(process)
+        talk = CallConversation(hello, launch.max_frame_size, relay.arena, self._kept, region)
         packets = self._beside.pop(process, None)
-        return CallLine(relay, conversation) if packets is None else PacketLine(relay, conversation, packets)
+        if packets is None:
+            line = CallLine(relay, talk, self._note_large)
+        else:
+            line = PacketLine(relay, talk, packets, self._note_large)
+        self._lines[process] = line
+        return line
+
+    def _discard(self, process: WorkerProcess) -> None:
+        super()._discard(process)
+        self._lines.pop(process, None)
+
+    def close(self) -> None:
+        super().close()
+        if self._tidying is not None:
+            self._tidying.cancel()
+
+    def _complain(self, pool: str, where: str, number: int) -> None:
+        """Say once for each reason that large buffers take the socket."""
+        if (where, number) in self._complaints:
+            return
+        self._complaints.add((where, number))
+        level = logging.INFO if number == errno.ENOSYS else logging.WARNING  # a system without is as it is
+        text = "%s: no shared memory for large buffers%s (%s): they take the socket, which is slower"
+        reason = errno.errorcode.get(number, "")  # a worker may say anything
+        _log.log(level, text, pool, where, os.strerror(number), extra={"pool": pool, "reason": reason})
+
+    def _note_large(self) -> None:
+        """Something large was moved: what that needed is given back when it has not been needed for a while."""
+        if self._tidying is None:
+            self._tidying = trio.CancelScope(shield=True)  # `close` ends it: then the last worker is gone
+            self._nursery.start_soon(self._tidy, self._tidying, name="<memory of large buffers, to be given back>")
+
+    @trio.lowlevel.enable_ki_protection
+    async def _tidy(self, scope: trio.CancelScope) -> None:
+        """A task of the pool, as long as there is something to be given back."""
+        uses: dict[CallLine, int] = {}
+        with scope:
+            while True:
+                await trio.sleep(KEPT_FOR)
+                before, uses = uses, {line: line.arena_uses for line in self._lines.values()}
+                unused = [line for line, count in uses.items() if before.get(line) == count and line.shared_memory]
+                for line in unused:
+                    line.give_back()
+                if uses == before:
+                    self._kept.clear()
+                if not self._kept and not any(line.shared_memory for line in uses):
+                    break
+        self._tidying = None
 
     def advice(self, error: Exception | None) -> str | None:
         if isinstance(error, RuntimeError):
@@ -187,6 +288,15 @@ class _PythonSpawner(DescriptorSpawner):
         if self._factory.initializer_name:
             return f"that was while it ran its initializer {self._factory.initializer_name}, or before"
         return "what it wrote to stderr, if anything, says why"
+
+
+def _open_arena(complain: Callable[[str, int], None]) -> int:
+    """Open the file of an arena; return its descriptor, -1 where there is none to be had."""
+    try:
+        return _platform.HERE.shared_file()
+    except OSError as error:
+        complain("", error.errno or errno.ENOSYS)
+        return -1
 
 
 def _absolute(entry: str) -> str:

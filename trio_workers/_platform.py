@@ -1,12 +1,13 @@
 """What is Linux-only, each with its portable fallback. Nothing else in the package asks which system this is.
 
-Four things of Linux make the difference. A *pidfd* is readable once the process has ended, needs no thread, and names
+Five things of Linux make the difference. A *pidfd* is readable once the process has ended, needs no thread, and names
 the process for good, where a pid may come to name another one. The *life line* lets the kernel kill a worker's process
 group when the pool's process dies, however that happens. The *unread bytes* of a pipe prove, after a worker's death,
-that a job never began. And `SO_PEERCRED` and `/proc` say who is at the other end of a connection.
+that a job never began. `SO_PEERCRED` and `/proc` say who is at the other end of a connection. And a *shared file* is
+memory that two processes map, without a name that could be left behind.
 
 Elsewhere a thread waits for each process, a worker learns of the pool's death by the end of its relay alone, nothing is
-proved about unread bytes, and a connection is believed for the pid it claims.
+proved about unread bytes, a connection is believed for the pid it claims, and large buffers take the socket.
 
 Call `_platform.HERE.<method>` at the time of the call: tests put `Portable()` there.
 """
@@ -44,6 +45,9 @@ at all: with two pipes a worker this is enough for 128 workers, where a megabyte
 
 _SIGNAL_GROUP: Final = 4
 """PIDFD_SIGNAL_PROCESS_GROUP, since Linux 6.9; Python has no name for it."""
+
+_NOT_EXECUTABLE: Final = 8
+"""MFD_NOEXEC_SEAL, since Linux 6.3, which some systems insist on; Python has no name for it."""
 
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 """What `/proc` raises for a process that ended while we looked."""
@@ -291,6 +295,13 @@ class Platform(ABC):
         """Grow a pipe to `PIPE_SIZE` where that can be had."""
 
     @abstractmethod
+    def shared_file(self) -> int:
+        """Open an empty file in memory that can't be made smaller, for an arena; return its descriptor, above 2.
+
+        Raise `OSError` where that can't be had (ENOSYS, EMFILE).
+        """
+
+    @abstractmethod
     def bind_private(self, sock: socket.socket, path: str) -> None:
         """Bind a Unix socket to a path, for its owner alone (0600) before anybody can connect."""
 
@@ -347,6 +358,10 @@ class Portable(Platform):
 
     def grow_pipe(self, fd: int) -> None:
         """Leave it as it is."""
+
+    def shared_file(self) -> int:
+        """Raise ENOSYS."""
+        raise OSError(errno.ENOSYS, "there are no files in memory on this system")
 
     def bind_private(self, sock: socket.socket, path: str) -> None:
         """Set the mode between bind and listen: until then a connection is refused."""
@@ -426,6 +441,24 @@ class Linux(Platform):
         """Ask for it; where the user's limit is reached the pipe stays as it is."""
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+    def shared_file(self) -> int:
+        """Open a memfd: it has no name, and goes with the last process that has it open or mapped."""
+        if not hasattr(os, "memfd_create"):
+            raise OSError(errno.ENOSYS, "this Python was built for a C library without memfd_create")
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        try:
+            fd = os.memfd_create("trio_workers", flags | _NOT_EXECUTABLE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = os.memfd_create("trio_workers", flags)
+        try:
+            # A worker that made the file smaller would kill us by SIGBUS, in the middle of a copy.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        finally:
+            os.close(fd)
 
     def bind_private(self, sock: socket.socket, path: str) -> None:
         """Set the mode of the socket itself, which `bind` gives to the file: it is born with it."""

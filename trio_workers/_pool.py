@@ -14,7 +14,7 @@ from ._config import Config
 from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, as_spawn_error, open_core
 from ._errors import WorkerError
 from ._exchange import Parts
-from ._map import Results, open_map
+from ._map import OneByOne, Results, open_map
 from ._model import Payload
 from ._seats import Job
 from ._worker import Worker
@@ -135,10 +135,11 @@ class Pool:
         """
         core = self._core
         block = open_map(
-            self._exec_patiently,
+            OneByOne(self._exec_patiently),
             payloads,
             ordered=ordered,
-            window=core.window if window is None else window,
+            window=window,
+            base=core.window,
             width=core.width,
             return_exceptions=return_exceptions,
         )

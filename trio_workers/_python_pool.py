@@ -7,6 +7,7 @@ from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import trio
 
+from ._chunks import FunctionRunner
 from ._codec import Answer, check_label
 from ._config import Config, Environment, Limits, Restart, available_cores
 from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, open_core
@@ -121,13 +122,20 @@ class PythonPool:
         """Run `fn` for each item of a source, as an async iterator: `async with pool.map(fn, items) as results`.
 
         Several sources are taken from side by side, as by the built-in `map`, until the first of them ends. Each may be
-        sync or async, and endless: at most `window` items (default: two for each worker) are taken and not delivered
-        yet. Results come in the order of the source, or as they are ready with `ordered=False`.
+        sync or async, and endless: at most `window` items are taken and not delivered yet. Without one it is two for
+        each worker, and for quick functions, whose calls go to a worker many at a time, two of those chunks. Results
+        come in the order of the source, or as they are ready with `ordered=False`; `results.batches()` gives them as
+        lists.
 
         A job's exception is raised where its result would have come, and ends the map; with `return_exceptions=True`
         it is delivered in that place instead, and the map goes on. An error of a source comes out as itself, after all
         results before it. Leaving the block closes the sources (those that are generators), and cancels the jobs still
         running.
+
+        How many calls make a chunk is decided by the time they take, from one up to as many as take about 2 ms; calls
+        that take milliseconds go alone, and so does every call with `max_executions`, with `debug`, and with a
+        `max_frame_size` under 512 KiB. Nothing else shows it: each call has its own result or error and its own
+        `JobRecord`, a crash costs the call that it hit, and `exec_ttl` is for one call.
 
         Its jobs wait for their turn inside the map: at most one for each worker is with the pool, and only then
         `allocate_timeout` counts. `max_queue` does not count them.
@@ -135,19 +143,13 @@ class PythonPool:
         if not iterables:
             raise TypeError("map takes a function and at least one iterable")
         self._codec.check(fn, "map")
-        core, codec, label = self._core, self._codec, name_of(fn)
-
-        @trio.lowlevel.enable_ki_protection
-        async def run(*args: Any) -> T:
-            job = Job(codec.encode_call(fn, args), label)
-            job.patient, job.unhurried = True, core.roster.may_grow
-            return decode(await core.exchange.run(job), fn)  # type: ignore[no-any-return]
-
+        core = self._core
         block = open_map(
-            run,
+            FunctionRunner(core, self._codec, fn, name_of(fn)),
             *iterables,
             ordered=ordered,
-            window=core.window if window is None else window,
+            window=window,
+            base=core.window,
             width=core.width,
             return_exceptions=return_exceptions,
         )
@@ -298,6 +300,7 @@ def open_python_pool(
         pickler=pickler,
         initializer=encoded,
         initializer_name="" if initializer is None else name_of(initializer),
+        keeps_memory=not (isinstance(limits, Limits) and limits.bounds_memory),
     )
     interpreter()  # fails here rather than at each start
     config = Config(

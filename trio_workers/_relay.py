@@ -129,6 +129,13 @@ class FdRelay(Relay):
         except BlockingIOError:
             return 0
 
+    def write_gathered(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """Write what can be written at once of these pieces, by one system call. Else as `write_now`."""
+        try:
+            return os.writev(self._write_fd, pieces)
+        except BlockingIOError:
+            return 0
+
     def read_now(self, size: int) -> bytes | None:
         if self._read_fd < 0:
             return b""
@@ -589,6 +596,11 @@ class Line:
     def answered(self) -> bool:
         """Whether the present job has been answered, at least in part."""
         return self._answered
+
+    @property
+    def shared_memory(self) -> int:
+        """How many bytes of the worker's resident memory, at most, are the pool's as well, and no doing of its jobs."""
+        return 0
 
     def first_bytes(self) -> str:
         """Show what has arrived and was no frame, for an error; an empty string where there is nothing."""

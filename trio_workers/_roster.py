@@ -471,7 +471,7 @@ class Roster:
         for seat in self.seats:
             if seat.exec_ttl < math.inf and seat.state is SERVING:
                 for job in seat.jobs:
-                    if job.started + seat.exec_ttl <= now:
+                    if job.started + seat.exec_ttl + job.slack <= now:
                         exceeding[seat] = Excess("exec_ttl", now - job.started, seat.exec_ttl, job)
                         break
         actions: list[Action] = []
@@ -722,8 +722,16 @@ class Roster:
         if seat.due == "idle_ttl":
             seat.due = ""  # it was of use
             actions.extend(self._remind(seat.expires_at))
+        if seat.leaving:
+            return [*actions, *self._make_room(seat), *self._relieve(), *self._heal()]
         # What is due comes before the next lease: else leases one after the other would keep a worker for ever.
-        return [*actions, *self._relieve(), *self._heal(), *self._make_room(seat)]
+        actions += [*self._relieve(), *self._heal()]
+        if self._has_room(seat):  # else it was kept, and has something to do already
+            actions.extend(self._make_room(seat))
+        return actions
+
+    def _has_room(self, seat: Seat) -> bool:
+        return seat.lease is None and len(seat.jobs) < seat.capacity
 
     def _set_late(self, job: Job) -> Actions:
         """Note until when a job may wait: what it has waited before counts."""
@@ -907,7 +915,7 @@ class Roster:
 
     def _offer_room(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat take jobs again, if it has room."""
-        if seat not in self._free and len(seat.jobs) < seat.capacity and seat.lease is None:
+        if seat not in self._free and self._has_room(seat):
             actions.extend(self._make_room(seat))
 
     def _exceed(self, exceeding: Mapping[Seat, Excess], actions: list[Action]) -> None:
@@ -1184,9 +1192,8 @@ class Roster:
         elif growth.wants_more(now, waiting, self.served, self._boot_took, grow_after):
             coming = sum(seat.state is STARTING for seat in self.seats)
             serving = {seat.slot for seat in self.seats if seat.state is SERVING}
-            if (
-                coming < waiting and self._backoff.failed <= serving
-            ):  # no slot's last worker has failed, for all we know
+            # Where a slot's last worker has failed, and no other is there, more of them would be no help.
+            if coming < waiting and self._backoff.failed <= serving:
                 self.target += 1
                 growth.open_window(now, self.plan.limits.idle_ttl, 0)
 
@@ -1293,7 +1300,7 @@ class Roster:
 
     def _keep(self, seat: Seat, actions: list[Action]) -> None:
         """Let a seat serve on that was to be replaced, unless somebody has taken its place."""
-        if (seat.relief or seat.leaving == RESET or not seat.leaving) and not self._has_heir(seat):
+        if (seat.relief or seat.leaving in ("", RESET)) and not self._has_heir(seat):
             seat.relief = seat.vacant = False
             seat.leaving = ""
             self._offer_room(seat, actions)
@@ -1335,7 +1342,7 @@ class Roster:
         for seat in self.seats:
             if seat.state is SERVING:
                 if seat.exec_ttl < math.inf:
-                    alarm = min(alarm, *(job.started + seat.exec_ttl for job in seat.jobs), math.inf)
+                    alarm = min(alarm, *(job.started + seat.exec_ttl + job.slack for job in seat.jobs), math.inf)
                 alarm = min(alarm, seat.recall_at)
                 if not seat.due and not grown and self._is_idle(seat):
                     alarm = min(alarm, seat.free_since + seat.idle_ttl)

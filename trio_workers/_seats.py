@@ -53,11 +53,12 @@ class Job:
     `queued` is when it last began to wait, `waited` for how long it had before, `handed_in` when it came, if it had to
     wait at all. `reserved`: with `debug`, the seat that comes up for it. `unhurried`: it waits on while workers serve.
     `dialect` is the wire its `frames` are in; `payload` is what they are made of, where they may have to be made anew.
+    `slack`: seconds that it may take beyond `exec_ttl`, for it is a chunk, and what is bounded is its last call.
     `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
     `left`, set when a stream that its caller has left early has been read to its end.
 
     `ahead`: the seat in whose line the job lies ahead of its turn, while it waits. `alone`: it never does (a stream, a
-    lease, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for it.
+    lease, a chunk, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for it.
     `late_at`: until when it may wait, and `late` says that it has.
     """
 
@@ -79,6 +80,7 @@ class Job:
     handed_in: float = NEVER
     reserved: "Seat | None" = None
     unhurried: bool = False
+    slack: float = 0.0
     payload: Any = None
     ahead: "Seat | None" = None
     alone: bool = False

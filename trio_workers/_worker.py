@@ -154,6 +154,8 @@ class Worker:
             return None
         pid = self.process.pid
         memory = _platform.HERE.resident_memory(pid)
+        if memory is not None and self.line is not None:
+            memory = max(0, memory - self.line.shared_memory)
         peer = None if self.line is None else self.line.peer
         if memory is None or peer is None or peer == pid:
             return memory

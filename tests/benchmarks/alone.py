@@ -1,12 +1,12 @@
-"""One pool alone in a fresh interpreter: `python -m tests.benchmarks.alone WHAT NAME WORKERS SECONDS` prints numbers.
+"""One pool alone in a fresh interpreter: `python -m tests.benchmarks.alone WHAT NAME WORKERS SECONDS SIZE`.
 
-NAME is that of a candidate of `function_pools`, or NOTHING or TRIO, and WHAT one of
+It prints numbers. NAME is that of a candidate of `function_pools` or `floors`, or NOTHING or TRIO, and WHAT one of
 
 - first: the monotonic clock's time when all it imports was there, and when the first result was,
 - memory: in bytes, what each idle worker has (RSS, then PSS, on average), and what all processes that the pool has
   started have together (PSS),
-- bytes, array: how long one of the calls of SECONDS takes, there and back (the median), and how many there are a
-  second. Alone, because how fast they are depends on what the process has allocated and freed before.
+- bytes, array: how long one of the calls of SECONDS with SIZE bytes takes, there and back (the median), and how many
+  there are a second. Alone, because how fast they are depends on what the process has allocated and freed before.
 
 Workers of some peers load this file again (as `__mp_main__`), so it imports nothing until it runs.
 """
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 NOTHING = "no pool: an interpreter that does nothing"
 TRIO = "no pool: an interpreter that imports trio"
 
-MEBIBYTE = 2**20
-FLOATS = 8 * 2**20
-"""In the array: 64 MiB."""
 REST = 0.2
 """Seconds between the last job and the look at a worker's memory."""
 WARM_UP = 0.1
-"""Seconds of calls before those that count."""
+"""Seconds of calls before those that count, at most: no longer than those."""
 
 
 def main() -> None:
@@ -39,8 +36,19 @@ def main() -> None:
 
     from tests.benchmarks import function_pools
 
-    what, name, workers, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    candidate = {it.name: it for it in (*function_pools.ALL, *function_pools.FORKED)}.get(name)
+    what, name, workers, seconds, size = (
+        sys.argv[1],
+        sys.argv[2],
+        int(sys.argv[3]),
+        float(sys.argv[4]),
+        int(sys.argv[5]),
+    )
+    candidates = [*function_pools.ALL, *function_pools.FORKED]
+    if what in ("bytes", "array"):
+        from tests.benchmarks.floors import FLOORS  # imports what would count where the first result is timed
+
+        candidates += FLOORS
+    candidate = {it.name: it for it in candidates}.get(name)
     for module in candidate.modules if candidate else ["trio"] if name == TRIO else []:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -52,7 +60,7 @@ def main() -> None:
     elif what == "memory":
         print(*run(candidate, workers, lambda pool: memory(pool, workers)))
     else:
-        print(*run(candidate, workers, lambda pool: there_and_back(pool, what == "array", seconds)))
+        print(*run(candidate, workers, lambda pool: there_and_back(pool, what == "array", seconds, size)))
 
 
 def run(candidate: "Candidate", workers: int, body: "Callable[[Awaited], Awaitable[Any]]") -> "Any":
@@ -94,7 +102,7 @@ async def first(pool: "Awaited") -> float:
     return time.monotonic()
 
 
-async def there_and_back(pool: "Awaited", array: bool, seconds: float) -> tuple[float, float]:
+async def there_and_back(pool: "Awaited", array: bool, seconds: float, size: int) -> tuple[float, float]:
     """Return how long a call takes, and how many there are a second."""
     import os
     from statistics import median
@@ -102,17 +110,27 @@ async def there_and_back(pool: "Awaited", array: bool, seconds: float) -> tuple[
     if array:
         import numpy
 
-        value: Any = numpy.arange(FLOATS, dtype=numpy.float64)
-        same: Callable[[Any, Any], bool] = numpy.array_equal
+        value: Any = numpy.arange(size // 8, dtype=numpy.float64)
+        same = arrays_alike
     else:
-        value = os.urandom(MEBIBYTE)
-        same = bytes.__eq__
+        value = os.urandom(size)
+        same = bytes_alike
     for _ in range(2):
-        taken, result = await calls(pool, value, WARM_UP)
+        taken, result = await calls(pool, value, min(WARM_UP, seconds))
         assert same(value, result)
         del result
     taken, _ = await calls(pool, value, seconds)
     return median(taken), len(taken) / sum(taken)
+
+
+def bytes_alike(sent: "Any", back: "Any") -> bool:
+    return sent == back  # type: ignore[no-any-return]
+
+
+def arrays_alike(sent: "Any", back: "Any") -> bool:
+    import numpy
+
+    return numpy.array_equal(sent, numpy.frombuffer(back))  # what a floor gives back is bytes
 
 
 async def calls(pool: "Awaited", value: object, seconds: float) -> "tuple[list[float], Any]":

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 Function = Callable[..., object]
 Done = Callable[[BaseException | None], object]
 
-CHUNK = 1000
-"""Calls in one message, where a peer's map has chunks: 50 or so messages for each worker of two."""
-
 
 class Awaited:
     """A pool under trio: `call(fn, *args)`, and `map(fn, items, chunk)` for all results in order."""
@@ -35,17 +32,23 @@ class Awaited:
 
 
 class Blocking:
-    """A pool for threads: the same two, and `submit(fn, arg, done)`, which returns at once and calls `done` later."""
+    """A pool for threads: the same two, of which `chunk` 0 is the map's own choice, and two more.
+
+    `submit(fn, arg, done)` returns at once and calls `done` later; None where there is no such thing. `iterate` is a
+    map whose results are had one by one, as they come.
+    """
 
     def __init__(
         self,
         call: Function,
-        submit: Callable[[Function, object, Done], object],
+        submit: Callable[[Function, object, Done], object] | None,
         map_: "Callable[[Function, Iterable[object], int], list[Any]]",
+        iterate: "Callable[[Function, Iterable[object], int], Iterator[Any]]",
     ) -> None:
         self.call = call
         self.submit = submit
         self.map = map_
+        self.iterate = iterate
 
 
 class Candidate:
@@ -63,8 +66,7 @@ class Candidate:
         start: str,
         one: str,
         many: str,
-        whole: str,
-        chunks: bool = False,
+        whole: str = "-",
         open_awaited: "Callable[[int], AbstractAsyncContextManager[Awaited]] | None" = None,
         open_blocking: "Callable[[int], AbstractContextManager[Blocking]] | None" = None,
     ) -> None:
@@ -75,7 +77,6 @@ class Candidate:
         self.one = one
         self.many = many
         self.whole = whole
-        self.chunks = chunks
         self.open_awaited = open_awaited
         self.open_blocking = open_blocking
 
@@ -154,7 +155,8 @@ def of_executor(executor: "Executor") -> Blocking:
     return Blocking(
         lambda fn, *args: executor.submit(fn, *args).result(),
         submit,
-        lambda fn, items, chunk: list(executor.map(fn, items, chunksize=chunk)),
+        lambda fn, items, chunk: list(executor.map(fn, items, chunksize=chunk or 1)),
+        lambda fn, items, chunk: executor.map(fn, items, chunksize=chunk or 1),
     )
 
 
@@ -177,7 +179,12 @@ def open_multiprocessing(workers: int, method: str = "spawn") -> Iterator[Blocki
         pool.apply_async(fn, (arg,), callback=lambda _: done(None), error_callback=done)
 
     try:
-        yield Blocking(lambda fn, *args: pool.apply(fn, args), submit, pool.map)
+        yield Blocking(
+            lambda fn, *args: pool.apply(fn, args),
+            submit,
+            lambda fn, items, chunk: pool.map(fn, items, chunk or None),
+            lambda fn, items, chunk: pool.imap(fn, items, chunk or 1),
+        )
     finally:
         pool.close()
         pool.join()
@@ -198,7 +205,8 @@ def open_pebble(workers: int) -> Iterator[Blocking]:
         yield Blocking(
             lambda fn, *args: pool.schedule(fn, args=args).result(),
             submit,
-            lambda fn, items, chunk: list(pool.map(fn, items, chunksize=chunk).result()),
+            lambda fn, items, chunk: list(pool.map(fn, items, chunksize=chunk or 1).result()),
+            lambda fn, items, chunk: iter(pool.map(fn, items, chunksize=chunk or 1).result()),
         )
     finally:
         pool.close()
@@ -211,6 +219,28 @@ def open_loky(workers: int) -> Iterator[Blocking]:
 
     with ProcessPoolExecutor(workers) as executor:
         yield of_executor(executor)
+
+
+@contextmanager
+def open_joblib(workers: int) -> Iterator[Blocking]:
+    """With one worker it would call the function in this process, so it has two at least."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    def iterate(fn: Function, items: Iterable[object], chunk: int) -> "Iterator[Any]":
+        parallel = Parallel(n_jobs=max(2, workers), batch_size=chunk or "auto", return_as="generator")
+        return iter(parallel(delayed(fn)(item) for item in items))
+
+    with Parallel(n_jobs=max(2, workers), batch_size=1) as one:
+        try:
+            yield Blocking(
+                lambda fn, *args: one([delayed(fn)(*args)])[0],
+                None,
+                lambda fn, items, chunk: list(iterate(fn, items, chunk)),
+                iterate,
+            )
+        finally:
+            get_reusable_executor().shutdown(wait=True)
 
 
 TASKS = "64 tasks"
@@ -233,36 +263,41 @@ ANYIO = Candidate(
 )  # fmt: skip
 EXECUTOR = Candidate(
     "ProcessPoolExecutor", "concurrent.futures", "concurrent.futures.process",
-    start="spawn", one="`submit(...).result()`", many=OUTSTANDING, whole="`map`", chunks=True,
+    start="spawn", one="`submit(...).result()`", many=OUTSTANDING, whole="`map`",
     open_blocking=open_executor,
 )  # fmt: skip
 MULTIPROCESSING = Candidate(
     "multiprocessing.Pool", "multiprocessing", "multiprocessing.pool",
-    start="spawn", one="`apply(...)`", many=OUTSTANDING + " (`apply_async`)", whole="`map`", chunks=True,
+    start="spawn", one="`apply(...)`", many=OUTSTANDING + " (`apply_async`)", whole="`map`",
     open_blocking=open_multiprocessing,
 )  # fmt: skip
 PEBBLE = Candidate(
     "Pebble's ProcessPool", "pebble",
-    start="spawn", one="`schedule(...).result()`", many=OUTSTANDING, whole="`map`", chunks=True,
+    start="spawn", one="`schedule(...).result()`", many=OUTSTANDING, whole="`map`",
     open_blocking=open_pebble,
 )  # fmt: skip
 LOKY = Candidate(
     "loky's ProcessPoolExecutor", "loky",
-    start="loky's own (fork and exec)", one="`submit(...).result()`", many=OUTSTANDING, whole="`map`", chunks=True,
+    start="loky's own (fork and exec)", one="`submit(...).result()`", many=OUTSTANDING, whole="`map`",
     open_blocking=open_loky,
 )  # fmt: skip
-ALL = (OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, MULTIPROCESSING, PEBBLE, LOKY)
+JOBLIB = Candidate(
+    "joblib", "joblib",
+    start="loky's own (fork and exec)", one="`parallel([delayed(...)(...)])`, two workers: with one it runs it itself",
+    many="has none: its calls can't overlap", whole="`Parallel`", open_blocking=open_joblib,
+)  # fmt: skip
+ALL = (OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, MULTIPROCESSING, PEBBLE, LOKY, JOBLIB)
 
 # For a small program without threads, fork is another way to begin, and on Linux the default before Python 3.14.
 FORKED = (
     Candidate(
         "ProcessPoolExecutor, forked", "concurrent.futures", "concurrent.futures.process",
-        start="fork", one=EXECUTOR.one, many="-", whole="-",
+        start="fork", one=EXECUTOR.one, many="-",
         open_blocking=lambda workers: open_executor(workers, "fork"),
     ),
     Candidate(
         "multiprocessing.Pool, forked", "multiprocessing", "multiprocessing.pool",
-        start="fork", one=MULTIPROCESSING.one, many="-", whole="-",
+        start="fork", one=MULTIPROCESSING.one, many="-",
         open_blocking=lambda workers: open_multiprocessing(workers, "fork"),
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,34 +15,51 @@ import attrs
 import trio
 
 from tests.benchmarks import alone
+from tests.benchmarks.abilities import limit_to_one_job
+from tests.benchmarks.floors import BARE_COPY, BARE_ECHO, FLOORS
 from tests.benchmarks.function_pools import (
     ALL,
-    CHUNK,
+    ANYIO,
     FORKED,
     OURS,
+    TRIO_PARALLEL,
     Awaited,
     Blocking,
     Candidate,
     bring_up,
 )
-from tests.benchmarks.functions import give_back
+from tests.benchmarks.functions import give_back, rest
+from tests.benchmarks.map_section import maps
 from tests.benchmarks.measures import (
     Latency,
     Pace,
     call_for,
     call_side_by_side,
+    caller_of,
     in_turn,
     measure_latency,
     measure_rates,
+    percentile,
 )
-from tests.benchmarks.report import Table, mebibytes, micro, milli, per_second, ratios, spread
+from tests.benchmarks.report import (
+    Table,
+    counted,
+    fill,
+    mebibytes,
+    micro,
+    milli,
+    per_second,
+    ratios,
+    spread,
+    with_ratio,
+)
+from tests.benchmarks.subjects import FLOOR
+from trio_workers import open_python_pool
 
 TINY: Final = b"0123456789"
 CALLERS: Final = 64
 WORKERS: Final = 2
 """Of the tables that have one number of workers, and more than one caller."""
-WORKERS_AT_REST: Final = 4
-"""Whose memory is looked at: some, so that what they share shows in PSS."""
 HUNG: Final = 60.0
 """Seconds after which a fresh interpreter counts as hung."""
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -56,8 +73,7 @@ class Driver:
     """What is measured of an open pool, each for seconds: in trio's thread, or in one that nothing else runs in."""
 
     one_caller: Callable[[object, float], Awaitable[list[float]]]
-    many_callers: Callable[[object, float], Awaitable[tuple[int, float]]]
-    map_all: Callable[[Iterable[object], int], Awaitable[list[Any]]]
+    many_callers: Callable[[object, float], Awaitable[tuple[int, float]]] | None
 
 
 def drive_awaited(pool: Awaited) -> Driver:
@@ -66,7 +82,6 @@ def drive_awaited(pool: Awaited) -> Driver:
         many_callers=lambda value, seconds: call_side_by_side(
             functools.partial(pool.call, give_back, value), CALLERS, seconds
         ),
-        map_all=functools.partial(pool.map, give_back),
     )
 
 
@@ -88,21 +103,24 @@ def drive_blocking(pool: Blocking) -> Driver:
             before = clock()
         return taken
 
+    submit = pool.submit
+
     def many_callers(value: object, seconds: float) -> tuple[int, float]:
+        assert submit is not None
         # Quicker, when tried, for each of the peers than as many threads that wait for their results.
         clock = time.perf_counter
         over: SimpleQueue[BaseException | None] = SimpleQueue()
         start = clock()
         end = start + seconds
         for _ in range(CALLERS):
-            pool.submit(give_back, value, over.put)
+            submit(give_back, value, over.put)
         count = outstanding = CALLERS
         while outstanding:
             error = over.get()
             if error is not None:
                 raise error
             if clock() < end:
-                pool.submit(give_back, value, over.put)
+                submit(give_back, value, over.put)
                 count += 1
             else:
                 outstanding -= 1
@@ -110,8 +128,7 @@ def drive_blocking(pool: Blocking) -> Driver:
 
     return Driver(
         one_caller=in_thread(one_caller),
-        many_callers=in_thread(many_callers),
-        map_all=in_thread(pool.map, give_back),
+        many_callers=None if submit is None else in_thread(many_callers),
     )
 
 
@@ -137,16 +154,6 @@ def present() -> list[Candidate]:
     return [candidate for candidate in ALL if candidate.missing is None]
 
 
-def fill(table: Table, cells: Callable[[str], Sequence[str]], candidates: Iterable[Candidate] = ALL) -> Table:
-    """Add a row for each, with what `cells` has for its name."""
-    for candidate in candidates:
-        if candidate.missing is not None:
-            table.add_missing(candidate.name, candidate.missing)
-        else:
-            table.add(candidate.name, *cells(candidate.name))
-    return table
-
-
 # the tables
 
 
@@ -166,24 +173,30 @@ async def driven(pace: Pace) -> list[Table]:
 async def one_caller(pace: Pace) -> list[Table]:
     table = Table(
         "A tiny function, one caller, one worker",
-        f"How long a call with {len(TINY)} bytes takes, and in multiples of {OURS.name!r}.",
-        ["who", "p50", "p99", "p50 / ours", "p99 / ours"],
+        f"How long a call with {len(TINY)} bytes takes, in multiples of {OURS.name!r} and of the bare floor, which "
+        "calls nothing: bytes there and back by hand.",
+        ["who", "p50", "p99", "p50 / ours", "p99 / ours", "p50 / floor"],
     )
-    async with opened(1) as them:
+    async with opened(1) as them, FLOOR.open(1) as floor:
         runs = {name: functools.partial(it.one_caller, TINY) for name, it in them.items()}
-        results = await measure_latency(runs, pace)
+        results = await measure_latency({FLOOR.name: caller_of(floor.prepare(TINY)), **runs}, pace)
     ours = results[OURS.name]
-    return [
-        fill(
-            table,
-            lambda name: [
-                spread(results[name].p50, micro),
-                spread(results[name].p99, micro),
-                ratios(results[name].p50, ours.p50),
-                ratios(results[name].p99, ours.p99),
-            ],
-        )
-    ]
+
+    def cells(name: str) -> Sequence[str]:
+        it = results[name]
+        return [
+            spread(it.p50, micro),
+            spread(it.p99, micro),
+            ratios(it.p50, ours.p50),
+            ratios(it.p99, ours.p99),
+            ratios(it.p50, results[FLOOR.name].p50),
+        ]
+
+    table.add(FLOOR.name, *cells(FLOOR.name))
+    fill(table, ALL, cells)
+    title = "A tiny Python function, one caller, one worker: how long half of the calls take"
+    table.draw("functions-latency", title, 1, micro, more_is_better=False)
+    return [table]
 
 
 async def many_callers(pace: Pace) -> list[Table]:
@@ -191,107 +204,194 @@ async def many_callers(pace: Pace) -> list[Table]:
     table = Table(
         f"Calls of a tiny function a second, {CALLERS} callers",
         f"Arguments of {len(TINY)} bytes. In brackets behind each rate: in multiples of {OURS.name!r}.",
-        ["who", *(f"{workers} worker{'s' if workers > 1 else ''}" for workers in counts)],
+        ["who", *(counted(workers, "worker") for workers in counts)],
     )
     by_workers: list[dict[str, list[float]]] = []
     for workers in counts:
         async with opened(workers) as them:
-            runs = {name: functools.partial(it.many_callers, TINY) for name, it in them.items()}
+            runs = {
+                name: functools.partial(it.many_callers, TINY)
+                for name, it in them.items()
+                if it.many_callers is not None
+            }
             by_workers.append(await measure_rates(runs, pace))
-    return [
-        fill(
-            table,
-            lambda name: [
-                f"{spread(results[name], per_second)} [{ratios(results[name], results[OURS.name])}]"
-                for results in by_workers
-            ],
-        )
-    ]
-
-
-async def maps(pace: Pace) -> list[Table]:
-    table = Table(
-        f"map of {pace.items:,} calls of a tiny function",
-        f"Calls a second that the whole comes to with {WORKERS} workers, in order, and in multiples of {OURS.name!r}. "
-        f"With one call a message, once for each, so there is no spread; and where the map has chunks, with {CHUNK:,} "
-        "calls a message, in rounds.",
-        ["who", "chunksize 1", "/ ours", f"chunksize {CHUNK:,}", "/ ours, chunksize 1"],
-    )
-    items = range(pace.items)
-    expected = list(items)
-
-    async def run(it: Driver, chunk: int) -> float:
-        start = time.perf_counter()
-        results = await it.map_all(items, chunk)
-        taken = time.perf_counter() - start
-        assert results == expected
-        return len(items) / taken
-
-    single: dict[str, list[float]] = {}
-    chunked: dict[str, list[float]] = {candidate.name: [] for candidate in present() if candidate.chunks}
-    async with opened(WORKERS) as them:
-        for name, it in them.items():
-            single[name] = [await run(it, 1)]
-        for _ in range(pace.rounds):
-            for name in chunked:
-                chunked[name].append(await run(them[name], CHUNK))
-    ours = single[OURS.name]
+    results = by_workers[-1]
 
     def cells(name: str) -> Sequence[str]:
-        row = [spread(single[name], per_second), ratios(single[name], ours)]
-        if name not in chunked:
-            return [*row, "has no chunks", "-"]
-        return [*row, spread(chunked[name], per_second), ratios(chunked[name], ours * pace.rounds)]
+        if name not in results:
+            return ["its calls can't overlap", "-"]
+        return [with_ratio(it[name], it[OURS.name]) for it in by_workers]
 
-    return [fill(table, cells)]
+    fill(table, ALL, cells)
+    title = f"Calls of a tiny Python function a second: {CALLERS} callers, {WORKERS} workers"
+    table.draw("functions-rate", title, len(counts), per_second, more_is_better=True)
+    for peer in (TRIO_PARALLEL, ANYIO):
+        what = f"`run_sync`, {CALLERS} callers, {WORKERS} workers: rate / that of {peer.name}"
+        table.aim(what, results[OURS.name], results.get(peer.name), least=3.5)
+    return [table]
 
 
-def run_alone(what: str, name: str, workers: int, seconds: float = 0.0) -> tuple[float, ...]:
+SLOW: Final = 0.05
+"""Seconds of the slow job."""
+SLOW_ONE_IN: Final = 1000
+LIMITED: Final = f"{OURS.name}, one job at a time"
+
+
+async def tail(pace: Pace) -> list[Table]:
+    """Look at the quick jobs that stand beside slow ones: is one of them behind a slow one while a worker is free?"""
+    table = Table(
+        f"Quick jobs beside slow ones, {CALLERS} callers, {WORKERS} workers",
+        f"One call in {SLOW_ONE_IN:,} sleeps for {SLOW * 1000:.0f} ms. How long the others take, and how many of these "
+        f"there are a second. {LIMITED!r} is the same pool, with no more than one job on the way to each worker: what "
+        "the slow ones cost where no job can stand behind them.",
+        ["who", "p50", "p99", "p99.9", "a second", "p99.9 / ours"],
+    )
+    candidates = [candidate for candidate in (OURS, TRIO_PARALLEL, ANYIO) if candidate.missing is None]
+    seconds = 5 * pace.seconds  # some slow ones in each turn
+    taken: dict[str, list[list[float]]] = {}
+    lasted: dict[str, list[float]] = {}
+    async with AsyncExitStack() as stack:
+        pools: dict[str, Callable[..., Awaitable[object]]] = {}
+        for candidate in candidates:
+            assert candidate.open_awaited is not None
+            pool = await stack.enter_async_context(candidate.open_awaited(WORKERS))
+            await bring_up(pool, WORKERS)
+            pools[candidate.name] = pool.call
+        limited = await stack.enter_async_context(open_python_pool(WORKERS))
+        not_limited = limit_to_one_job(limited)
+        if not_limited is None:
+            pools[LIMITED] = limited.run_sync
+        for _ in range(pace.rounds):
+            for name in pools:
+                taken.setdefault(name, []).append([])
+                lasted.setdefault(name, []).append(0.0)
+            for name in in_turn(list(pools), pace.turns):
+                start = time.perf_counter()
+                taken[name][-1] += await quick_ones(pools[name], seconds)
+                lasted[name][-1] += time.perf_counter() - start
+
+    def shares(name: str, share: float) -> list[float]:
+        return [percentile(values, share) for values in taken[name]]
+
+    last = {name: shares(name, 0.999) for name in taken}
+
+    def cells(name: str) -> Sequence[str]:
+        rate = [len(values) / took for values, took in zip(taken[name], lasted[name], strict=True)]
+        return [
+            spread(shares(name, 0.5), milli),
+            spread(shares(name, 0.99), milli),
+            spread(last[name], milli),
+            spread(rate, per_second),
+            ratios(last[name], last[OURS.name]),
+        ]
+
+    table.add(OURS.name, *cells(OURS.name))
+    if not_limited is None:
+        table.add(LIMITED, *cells(LIMITED))
+    else:
+        table.add_missing(LIMITED, not_limited)
+    fill(table, (TRIO_PARALLEL, ANYIO), cells)
+    what = "`run_sync`, p99.9 of quick jobs beside slow ones / that with one job at a time"
+    table.aim(what, last[OURS.name], last.get(LIMITED), most=1.0)
+    return [table]
+
+
+async def quick_ones(call: Callable[..., Awaitable[object]], seconds: float) -> list[float]:
+    """Call from many tasks; return how long the quick calls took."""
+    clock = time.perf_counter
+    taken: list[float] = []
+    count = 0
+    end = clock() + seconds
+
+    async def caller() -> None:
+        nonlocal count
+        while (before := clock()) < end:
+            count += 1
+            if count % SLOW_ONE_IN == 0:
+                await call(rest, SLOW)
+            else:
+                await call(give_back, TINY)
+                taken.append(clock() - before)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(CALLERS):
+            nursery.start_soon(caller)
+    return taken
+
+
+def run_alone(what: str, name: str, workers: int, seconds: float = 0.0, size: int = 0) -> tuple[float, ...]:
     """Run `alone` in a fresh interpreter; return when it was started (the monotonic clock's time) and its numbers."""
-    argv = [sys.executable, "-m", "tests.benchmarks.alone", what, name, str(workers), str(seconds)]
+    argv = [sys.executable, "-m", "tests.benchmarks.alone", what, name, str(workers), str(seconds), str(size)]
     start = time.monotonic()
     done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=HUNG, check=True)
     return start, *map(float, done.stdout.split())
 
 
 async def large(pace: Pace) -> list[Table]:
-    tables = [
-        await there_and_back(
-            "bytes", "1 MiB of bytes there and back", "`bytes`, returned as they are.", pace.rounds, 3 * pace.seconds
-        )
-    ]
-    title, note = "A numpy array of 64 MiB there and back", f"{alone.FLOATS:,} floats, returned as they are."
-    if importlib.util.find_spec("numpy") is None:
-        table = Table(title, note, ["who", "measured"])
-        table.add("all", "numpy is not installed: pip install 'trio_workers[bench]'")
-        return [*tables, table]
-    return [*tables, await there_and_back("array", title, note, max(1, pace.rounds // 2), 6 * pace.seconds)]
-
-
-async def there_and_back(what: str, title: str, note: str, rounds: int, seconds: float) -> Table:
-    """Send something large to a worker and have it back, each pool in interpreters of its own."""
-    table = Table(
-        title,
-        f"{note} One caller, one worker: how long a call takes, how many there are a second, and both in multiples of "
-        f"{OURS.name!r}. A round is a fresh interpreter for each ({rounds} rounds): how fast this goes depends on what "
-        "a process has allocated and freed before.",
-        ["who", "p50", "a second", "p50 / ours", "a second / ours"],
+    of_bytes, rates = await there_and_back(
+        Table(
+            f"{pace.bytes >> 20} MiB of bytes there and back",
+            f"`bytes`, returned as they are. {HOW_LARGE}",
+            ["who", "p50", "a second", "p50 / ours", f"p50 / {BARE_ECHO.name}"],
+        ),
+        "bytes",
+        BARE_ECHO,
+        pace.rounds,
+        3 * pace.seconds,
+        pace.bytes,
     )
-    results = {candidate.name: Latency() for candidate in present()}
+    of_bytes.aim(
+        f"`run_sync`, {pace.bytes >> 20} MiB of bytes there and back: rate / that of trio-parallel",
+        rates[OURS.name].rate,
+        rates[TRIO_PARALLEL.name].rate if TRIO_PARALLEL.name in rates else None,
+        least=8,
+    )
+    of_bytes.draw("bytes", of_bytes.title, 1, milli, more_is_better=False)
+    of_array = Table(
+        f"A numpy array of {pace.array >> 20} MiB there and back",
+        f"{pace.array // 8:,} floats, returned as they are. {HOW_LARGE}",
+        ["who", "p50", "a second", "p50 / ours", f"p50 / {BARE_COPY.name}"],
+    )
+    if importlib.util.find_spec("numpy") is None:
+        of_array.add_missing("all", "numpy is not installed: pip install 'trio_workers[bench]'")
+        return [of_bytes, of_array]
+    of_array, times = await there_and_back(of_array, "array", BARE_COPY, pace.rounds, 6 * pace.seconds, pace.array)
+    what = f"`run_sync`, an array of {pace.array >> 20} MiB there and back: p50 / that of the {BARE_COPY.name}"
+    of_array.aim(what, times[OURS.name].p50, times[BARE_COPY.name].p50, most=2.5)
+    of_array.draw("array", of_array.title, 1, milli, more_is_better=False)
+    return [of_bytes, of_array]
+
+
+HOW_LARGE: Final = (
+    "One caller, one worker: how long a call takes and how many there are a second; the first in multiples of "
+    f"{OURS.name!r} and of the least that can be. In each round each is alone in a fresh interpreter: how fast this "
+    "goes depends on what a process has allocated and freed before. The bare ones have no pool, no frames and no "
+    "pickle. The copy is four copies: into a mapping of both processes, out into memory of the other's own, and back; "
+    "a byte in a pipe tells. Memory for what comes out is kept, or fresh each time, as every result of a pool is. "
+    "joblib has two workers: with one, it calls the function itself."
+)
+
+
+async def there_and_back(
+    table: Table, what: str, least: Candidate, rounds: int, seconds: float, size: int
+) -> tuple[Table, dict[str, Latency]]:
+    """Send something large to a worker and have it back, each pool in interpreters of its own; fill the table."""
+    results = {candidate.name: Latency() for candidate in (*FLOORS, *present())}
     for name in in_turn(list(results), rounds):
-        _, p50, rate = await trio.to_thread.run_sync(run_alone, what, name, 1, seconds)
+        _, p50, rate = await trio.to_thread.run_sync(run_alone, what, name, 1, seconds, size)
         results[name].p50.append(p50)
         results[name].rate.append(rate)
-    ours = results[OURS.name]
-    return fill(
+    fill(
         table,
+        (*FLOORS, *ALL),
         lambda name: [
             spread(results[name].p50, milli),
             spread(results[name].rate, per_second),
-            ratios(results[name].p50, ours.p50),
-            ratios(results[name].rate, ours.rate),
+            ratios(results[name].p50, results[OURS.name].p50),
+            ratios(results[name].p50, results[least.name].p50),
         ],
     )
+    return table, results
 
 
 async def from_cold(pace: Pace) -> list[Table]:
@@ -315,13 +415,13 @@ async def from_cold(pace: Pace) -> list[Table]:
     return [
         fill(
             table,
+            candidates,
             lambda name: [
                 spread(whole[name], milli),
                 ratios(whole[name], whole[OURS.name]),
                 spread(opening[name], milli),
                 ratios(opening[name], opening[OURS.name]),
             ],
-            candidates,
         )
     ]
 
@@ -329,7 +429,7 @@ async def from_cold(pace: Pace) -> list[Table]:
 async def at_rest(pace: Pace) -> list[Table]:
     table = Table(
         "Memory of idle function workers",
-        f"A pool of {WORKERS_AT_REST} workers in a fresh interpreter, after a job in each. What one worker has on "
+        f"A pool of {pace.at_rest} workers in a fresh interpreter, after a job in each. What one worker has on "
         "average: resident (RSS) and, with what is shared divided among those that share it, proportional (PSS). And "
         "the PSS of all processes that the pool has started, helpers too. In multiples of "
         f"{OURS.name!r}. A forked worker begins with what its parent has, which here is a small program.",
@@ -339,26 +439,27 @@ async def at_rest(pace: Pace) -> list[Table]:
     sizes: dict[str, Sequence[float]] = {}
     for candidate in candidates:
         if candidate.missing is None:
-            _, *found = await trio.to_thread.run_sync(run_alone, "memory", candidate.name, WORKERS_AT_REST)
+            _, *found = await trio.to_thread.run_sync(run_alone, "memory", candidate.name, pace.at_rest)
             sizes[candidate.name] = found
     ours = sizes[OURS.name]
-    return [
-        fill(
-            table,
-            lambda name: [
-                cell
-                for size, unit in zip(sizes[name], ours, strict=True)
-                for cell in (mebibytes(size), "1" if name == OURS.name else f"{size / unit:.2f}")
-            ],
-            candidates,
-        )
-    ]
+    fill(
+        table,
+        candidates,
+        lambda name: [
+            cell
+            for size, unit in zip(sizes[name], ours, strict=True)
+            for cell in (spread([size], mebibytes), "1" if name == OURS.name else f"{size / unit:.2f}")
+        ],
+    )
+    table.draw("functions-memory", "Memory of an idle worker of functions (PSS)", 3, mebibytes, more_is_better=False)
+    return [table]
 
 
 FUNCTION_SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
     "functions-driven": driven,
     "functions-one": one_caller,
     "functions-many": many_callers,
+    "functions-tail": tail,
     "functions-map": maps,
     "functions-large": large,
     "functions-cold": from_cold,

@@ -3,6 +3,10 @@
 import os
 import time
 
+TYPE_CHECKING = False  # typing itself would be one more import
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def echo(data: bytes) -> bytes:
     return data
@@ -10,6 +14,10 @@ def echo(data: bytes) -> bytes:
 
 def give_back(value: object) -> object:
     return value
+
+
+def yield_back(value: object) -> "Iterator[object]":
+    yield value
 
 
 def crash() -> None:
@@ -20,6 +28,3 @@ def rest(seconds: float) -> int:
     """Keep a worker for a while, so that jobs beside this one need others; return which it was."""
     time.sleep(seconds)
     return os.getpid()
-
-
-get_pid = os.getpid

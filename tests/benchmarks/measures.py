@@ -4,36 +4,75 @@ A round is a few short turns for each subject, one subject after the other, each
 figure is a list with one value for each round: ratios are taken within a round, and what is shown is their median.
 """
 
-import contextlib
 import functools
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import attrs
 import trio
 
+from tests.benchmarks.alone import REST, size_of
 from tests.benchmarks.subjects import Call, Opened, Subject
 
-WARM_UP: Final = 0.1
-"""Seconds of calls before the first round, so that workers are up and caches and CPUs warm."""
 
-
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Pace:
-    """How much is measured: `rounds`, of `turns` for each subject, of `seconds`; `items` of a map of functions."""
+    """How much is measured: `rounds`, of `turns` for each subject, of `seconds`, after as many of `warm_up`.
+
+    The warm-up is for workers to be up, and caches and CPUs warm. `items` are those of a map of functions, `bytes` and
+    `array` the sizes of what is sent there and back. `few` are the numbers of workers of a table that has some columns,
+    `callers`, `workers` and `openings` those of the tables that are about them; `at_rest` so many workers' memory is
+    looked at, some, so that what they share shows in PSS; `jobs` how many a million is.
+    """
 
     rounds: int
     turns: int
     seconds: float
+    warm_up: float
     items: int
+    bytes: int
+    array: int
+    few: Sequence[int]
+    callers: Sequence[int]
+    workers: Sequence[int]
+    openings: Sequence[int]
+    at_rest: int
+    jobs: int
 
 
-FULL: Final = Pace(rounds=7, turns=4, seconds=0.1, items=100_000)
-QUICK: Final = Pace(rounds=3, turns=2, seconds=0.05, items=5_000)
+FULL: Final = Pace(
+    rounds=5,
+    turns=3,
+    seconds=0.1,
+    warm_up=0.1,
+    items=100_000,
+    bytes=2**20,
+    array=64 * 2**20,
+    few=(1, 2, 4),
+    callers=(1, 4, 16, 64, 256, 1024, 4096),
+    workers=(1, 2, 4, 8, 16, 32, 64),
+    openings=(1, 8, 64),
+    at_rest=4,
+    jobs=1_000_000,
+)
+QUICK: Final = Pace(
+    rounds=1,
+    turns=1,
+    seconds=0.002,
+    warm_up=0.002,
+    items=200,
+    bytes=2**20,
+    array=2**20,
+    few=(1,),
+    callers=(1, 8),
+    workers=(1, 2),
+    openings=(1, 2),
+    at_rest=1,
+    jobs=200,
+)
+"""The least of everything: to see that it works."""
 
 
 @attrs.frozen
@@ -78,7 +117,7 @@ async def call_for(call: Call, seconds: float) -> list[float]:
 
 
 async def call_side_by_side(call: Call, callers: int, seconds: float) -> tuple[int, float]:
-    """Let many tasks call again and again; return how many calls there were, and how long that took."""
+    """Let many tasks call again and again, each once at least; return how many calls there were, and the seconds."""
     clock = time.perf_counter
     total = 0
     start = clock()
@@ -87,7 +126,7 @@ async def call_side_by_side(call: Call, callers: int, seconds: float) -> tuple[i
     async def caller() -> None:
         nonlocal total
         count = 0
-        while clock() < end:
+        while not count or clock() < end:
             await call()
             count += 1
         total += count
@@ -108,7 +147,7 @@ async def measure_latency(
 ) -> dict[str, Latency]:
     """Measure how long one caller's calls take; a run takes seconds and returns how long each of its calls took."""
     for run in runs.values():
-        await run(WARM_UP)
+        await run(pace.warm_up)
     results = {name: Latency() for name in runs}
     for _ in range(pace.rounds):
         taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -131,7 +170,7 @@ async def measure_rates(
 ) -> dict[str, list[float]]:
     """Measure how many calls a second there are; a run takes seconds and returns a count and the seconds it took."""
     for run in runs.values():
-        await run(WARM_UP)
+        await run(pace.warm_up)
     results: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(pace.rounds):
         sums = dict.fromkeys(runs, (0, 0.0))
@@ -181,19 +220,10 @@ async def measure_crash(it: Opened) -> tuple[float, float]:
     return told - start, time.perf_counter() - start
 
 
-async def measure_memory(it: Opened) -> float:
-    """Return how much memory an idle worker keeps resident (VmRSS), in bytes."""
-    await it.prepare(b"0123456789")()
+async def measure_memory(it: Opened) -> tuple[float, float]:
+    """Return RSS and PSS of the idle workers on average, in bytes."""
     assert it.pids is not None
-    await trio.sleep(0.05)
-    sizes = [resident(pid) for pid in await it.pids()]
-    return sum(sizes) / len(sizes)
-
-
-def resident(pid: int) -> int:
-    """VmRSS of a process, in bytes."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        if found is not None:
-            return int(found[1]) * 1024
-    return 0
+    pids = await it.pids()
+    await trio.sleep(REST)
+    rss, pss = zip(*map(size_of, pids), strict=True)
+    return sum(rss) / len(pids), sum(pss) / len(pids)

@@ -1,21 +1,14 @@
-"""The tables of commands as workers, one function each, and the command that measures all there are."""
+"""The tables of commands as workers, one function each."""
 
-import argparse
-import logging
 import os
-import sys
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import trio
 
-from tests.benchmarks.function_sections import FUNCTION_SECTIONS
+from tests.benchmarks.abilities import READ_AHEAD
 from tests.benchmarks.measures import (
-    FULL,
-    QUICK,
     Pace,
     caller_of,
     callers_of,
@@ -28,18 +21,17 @@ from tests.benchmarks.measures import (
     opened,
 )
 from tests.benchmarks.report import (
-    COMMANDS,
-    FUNCTIONS,
-    Part,
+    Figure,
     Table,
-    describe_machine,
+    counted,
+    fill,
     mebibytes,
     micro,
     milli,
     per_second,
     ratios,
     spread,
-    write_page,
+    with_ratio,
 )
 from tests.benchmarks.subjects import (
     ANYIO,
@@ -54,9 +46,12 @@ from tests.benchmarks.subjects import (
     PHP_2,
     POOL,
     POOL_SOCKETPAIR,
+    RUN_SYNC,
     TRIO_PARALLEL,
     Opened,
     Subject,
+    php_pool,
+    python_pool,
 )
 from trio_workers import Payload, Pool
 from trio_workers._seats import Begin
@@ -69,7 +64,7 @@ MANY: Final = 64
 
 
 async def latency(pace: Pace) -> list[Table]:
-    subjects = [FLOOR, FLOOR_SOCKETPAIR, BY_HAND, POOL, POOL_SOCKETPAIR, PHP, PHP_2, PHP_1, *PEERS]
+    subjects = [FLOOR, FLOOR_SOCKETPAIR, BY_HAND, POOL, POOL_SOCKETPAIR, PHP, PHP_2, PHP_1, RUN_SYNC, *PEERS]
     table = Table(
         "One caller, one worker",
         f"How long a call with a body of {len(BODY)} bytes takes, in multiples of the bare floor.",
@@ -78,52 +73,82 @@ async def latency(pace: Pace) -> list[Table]:
     async with opened(subjects, 1) as them:
         results = await measure_latency({name: caller_of(it.prepare(BODY)) for name, it in them.items()}, pace)
     floor = results[FLOOR.name]
-    for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-            continue
-        it = results[subject.name]
-        table.add(
-            subject.name,
-            spread(it.p50, micro),
-            spread(it.p99, micro),
-            ratios(it.p50, floor.p50),
-            ratios(it.p99, floor.p99),
-        )
+    fill(
+        table,
+        subjects,
+        lambda name: [
+            spread(results[name].p50, micro),
+            spread(results[name].p99, micro),
+            ratios(results[name].p50, floor.p50),
+            ratios(results[name].p99, floor.p99),
+        ],
+    )
+    table.draw("latency", "One caller, one worker: how long half of the calls take", 1, micro, more_is_better=False)
+    p50 = {name: it.p50 for name, it in results.items()}
+    for subject, other, most in (
+        (POOL, FLOOR, 1.3),
+        (RUN_SYNC, FLOOR, 1.3),
+        (RUN_SYNC, TRIO_PARALLEL, 0.4),
+        (RUN_SYNC, ANYIO, 0.75),
+    ):
+        whose = "the floor" if other is FLOOR else other.name
+        what = f"{CALLS[subject.name]}, one caller, one worker: p50 / that of {whose}"
+        table.aim(what, p50[subject.name], p50.get(other.name), most=most)
     return [table]
 
 
+CALLS: Final = {POOL.name: "`exec`", RUN_SYNC.name: "`run_sync`"}
+
+
 async def rates(pace: Pace) -> list[Table]:
-    subjects = [POOL, POOL_SOCKETPAIR, PHP, *PEERS]
+    subjects = [POOL, POOL_SOCKETPAIR, PHP, RUN_SYNC, *PEERS]
     tables: list[Table] = []
     for callers in (1, MANY):
         table = Table(
-            f"Calls a second, {callers} caller{'s' if callers > 1 else ''}",
+            f"Calls a second, {counted(callers, 'caller')}",
             f"Bodies of {len(BODY)} bytes. In brackets behind each rate: in multiples of {POOL.name!r}.",
-            ["who", "1 worker", "2 workers", "4 workers"],
+            ["who", *(counted(workers, "worker") for workers in pace.few)],
         )
         by_workers: list[dict[str, list[float]]] = []
-        for workers in (1, 2, 4):
+        for workers in pace.few:
             async with opened(subjects, workers) as them:
                 runs = {name: callers_of(it.prepare(BODY), callers) for name, it in them.items()}
                 by_workers.append(await measure_rates(runs, pace))
-        for subject in subjects:
-            if subject.missing is not None:
-                table.add_missing(subject.name, subject.missing)
-                continue
-            table.add(subject.name, *(beside(rates_, subject, POOL) for rates_ in by_workers))
-        tables.append(table)
+        tables.append(
+            fill(table, subjects, lambda name: [with_ratio(it[name], it[POOL.name]) for it in by_workers])  # noqa: B023
+        )
     return tables
 
 
-def beside(results: dict[str, list[float]], subject: Subject, reference: Subject) -> str:
-    """Show a rate, and behind it the ratio."""
-    values = results[subject.name]
-    return f"{spread(values, per_second)} [{ratios(values, results[reference.name])}]"
+async def read_ahead(pace: Pace) -> list[Table]:
+    workers = 4
+    ours: dict[tuple[str, int], Subject] = {}
+    for depth in (1, READ_AHEAD):
+        name = f"trio_workers, {{}} worker, read_ahead={depth}"
+        ours["Python", depth] = python_pool(name.format("Python"), read_ahead=depth)
+        ours["PHP", depth] = php_pool(name.format("PHP"), read_ahead=depth)
+    subjects = [FLOOR, *ours.values()]
+    table = Table(
+        f"exec on command workers, {MANY} callers, {workers} workers",
+        f"Calls a second with bodies of {len(BODY)} bytes, with one job at a time in a worker's pipe and with up to "
+        f"{READ_AHEAD}. In multiples of the bare floor, which has one caller and one child.",
+        ["who", "calls a second", "/ floor"],
+    )
+    async with opened(subjects, workers) as them:
+        runs = {name: callers_of(it.prepare(BODY), 1 if name == FLOOR.name else MANY) for name, it in them.items()}
+        results = await measure_rates(runs, pace)
+    floor = results[FLOOR.name]
+    fill(table, subjects, lambda name: [spread(results[name], per_second), ratios(results[name], floor)])
+    table.draw("read-ahead", table.title, 1, per_second, more_is_better=True)
+    for (language, depth), subject in ours.items():
+        whose = f"{language} workers, {MANY} callers, {workers} workers, `read_ahead={depth}`"
+        what = f"`exec`, {whose}: rate / that of the floor"
+        table.aim(what, results.get(subject.name), floor, least=1.7 if depth == 1 else 4)
+    return [table]
 
 
 async def large(pace: Pace) -> list[Table]:
-    subjects = [FLOOR, FLOOR_SOCKETPAIR, POOL, POOL_SOCKETPAIR, PHP, *PEERS]
+    subjects = [FLOOR, FLOOR_SOCKETPAIR, POOL, POOL_SOCKETPAIR, PHP, RUN_SYNC, *PEERS]
     sizes = {"64 KiB": 64 * 1024, "1 MiB": 1024 * 1024}
     table = Table(
         "Large bodies, there and back",
@@ -136,12 +161,7 @@ async def large(pace: Pace) -> list[Table]:
             body = os.urandom(size)
             runs = {name: callers_of(it.prepare(body), 1) for name, it in them.items()}
             by_size.append(await measure_rates(runs, pace))
-    for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-            continue
-        table.add(subject.name, *(beside(rates_, subject, FLOOR) for rates_ in by_size))
-    return [table]
+    return [fill(table, subjects, lambda name: [with_ratio(it[name], it[FLOOR.name]) for it in by_size])]
 
 
 def give_up_hand_over(pool: Pool) -> None:
@@ -214,10 +234,10 @@ async def maps(pace: Pace) -> list[Table]:
         "map",
         f"Replies a second that one consumer takes from a map over bodies of {len(BODY)} bytes. In brackets: in "
         f"multiples of {MANY} callers of exec.",
-        ["who", "1 worker", "2 workers", "4 workers"],
+        ["who", *(counted(workers, "worker") for workers in pace.few)],
     )
     cells: dict[str, list[str]] = {}
-    for workers in (1, 2, 4):
+    for workers in pace.few:
         async with POOL.open(workers) as it:
             runs = {
                 f"exec, {MANY} callers": callers_of(it.prepare(BODY), MANY),
@@ -227,93 +247,101 @@ async def maps(pace: Pace) -> list[Table]:
             results = await measure_rates(runs, pace)
         reference = results[f"exec, {MANY} callers"]
         for name, values in results.items():
-            cells.setdefault(name, []).append(f"{spread(values, per_second)} [{ratios(values, reference)}]")
+            cells.setdefault(name, []).append(with_ratio(values, reference))
     for name, row in cells.items():
         table.add(name, *row)
     return [table]
 
 
 async def opening(pace: Pace) -> list[Table]:
-    subjects = [POOL, PHP, *PEERS]
+    subjects = [POOL, PHP, RUN_SYNC, *PEERS]
+    present = [subject for subject in subjects if subject.missing is None]
+    by_workers: list[dict[str, list[float]]] = []
+    for workers in pace.openings:
+        results: dict[str, list[float]] = {subject.name: [] for subject in present}
+        for name in in_turn(list(results), pace.rounds):
+            (subject,) = (it for it in present if it.name == name)
+            results[name].append(await measure_opening(subject, workers))
+        by_workers.append(results)
     table = Table(
         "Opening",
         f"From nothing to one reply for each worker. In brackets: in multiples of {POOL.name!r}.",
-        ["who", "1 worker", "8 workers"],
+        ["who", *(counted(workers, "worker") for workers in pace.openings)],
     )
-    by_workers: list[dict[str, list[float]]] = []
-    present = [subject for subject in subjects if subject.missing is None]
-    for workers in (1, 8):
-        results: dict[str, list[float]] = {subject.name: [] for subject in present}
-        for _ in range(pace.rounds):
-            for subject in present:
-                results[subject.name].append(await measure_opening(subject, workers))
-        by_workers.append(results)
-    for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-            continue
-        table.add(
-            subject.name,
-            *(
-                f"{spread(results[subject.name], milli)} [{ratios(results[subject.name], results[POOL.name])}]"
-                for results in by_workers
-            ),
-        )
+    fill(
+        table,
+        subjects,
+        lambda name: [
+            Figure(f"{spread(it[name], milli)} [{ratios(it[name], it[POOL.name])}]", it[name]) for it in by_workers
+        ],
+    )
+    table.draw("opening", f"Opening {pace.openings[-1]} workers", len(pace.openings), milli, more_is_better=False)
     return [table]
 
 
 async def crashes(pace: Pace) -> list[Table]:
-    subjects = [CRASHING_POOL, PHP, TRIO_PARALLEL, ANYIO]
+    subjects = [CRASHING_POOL, PHP, RUN_SYNC, TRIO_PARALLEL, ANYIO]
     table = Table(
         "A crash",
-        "A job ends the only worker: from that call until its caller has the error, and until the next job is "
-        f"answered. In brackets: in multiples of {CRASHING_POOL.name!r}.",
+        "A job ends the only worker, at once: from that call until its caller has the error, and until the next job is "
+        "answered, which is what a crash costs: the time that the slot does not serve. In brackets: in multiples of "
+        f"{CRASHING_POOL.name!r}.",
         ["who", "the caller knows", "the next reply"],
     )
     async with opened(subjects, 1) as them:
         told: dict[str, list[float]] = {name: [] for name in them}
         served: dict[str, list[float]] = {name: [] for name in them}
-        for _ in range(pace.rounds):
-            for name in in_turn(list(them), 1):
-                first, second = await measure_crash(them[name])
-                told[name].append(first)
-                served[name].append(second)
-    for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-            continue
-        table.add(
-            subject.name,
-            *(
-                f"{spread(results[subject.name], milli)} [{ratios(results[subject.name], results[CRASHING_POOL.name])}]"
-                for results in (told, served)
-            ),
-        )
+        for name in in_turn(list(them), pace.rounds):
+            first, second = await measure_crash(them[name])
+            told[name].append(first)
+            served[name].append(second)
+    fill(
+        table,
+        subjects,
+        lambda name: [
+            Figure(f"{spread(it[name], milli)} [{ratios(it[name], it[CRASHING_POOL.name])}]", it[name])
+            for it in (told, served)
+        ],
+    )
     table.add(EXECUTOR.name, "a crash ends the executor", "-")
+    table.draw("crash", "From a crash to the next reply", 2, milli, more_is_better=False)
     return [table]
 
 
 async def memory(pace: Pace) -> list[Table]:
-    subjects = [FLOOR, POOL, PHP, *PEERS]
+    subjects = [FLOOR, POOL, PHP, RUN_SYNC, *PEERS]
     table = Table(
         "Memory",
-        f"What one idle worker keeps resident (VmRSS), after its first job. Ratio to {POOL.name!r}.",
-        ["who", "resident", "ratio"],
+        f"What one idle worker of {pace.at_rest} has, after its first job, on average: resident (RSS) and, with "
+        "what is shared divided among those that share it, proportional (PSS). The floor has one child. In multiples "
+        f"of {POOL.name!r}.",
+        ["who", "RSS", "/ ours", "PSS", "/ ours"],
     )
-    async with opened(subjects, 1) as them:
-        sizes = {name: await measure_memory(it) for name, it in them.items()}
+    sizes: dict[str, tuple[float, float]] = {}
     for subject in subjects:
-        if subject.missing is not None:
-            table.add_missing(subject.name, subject.missing)
-            continue
-        size = sizes[subject.name]
-        table.add(subject.name, mebibytes(size), f"{size / sizes[POOL.name]:.2f}")
+        if subject.missing is None:
+            # One after the other: what two pools share would be divided among both.
+            async with subject.open(pace.at_rest) as it:
+                await it.prepare(BODY)()
+                sizes[subject.name] = await measure_memory(it)
+    ours = sizes[POOL.name]
+    fill(
+        table,
+        subjects,
+        lambda name: [
+            cell
+            for size, unit in zip(sizes[name], ours, strict=True)
+            for cell in (spread([size], mebibytes), "1" if name == POOL.name else f"{size / unit:.2f}")
+        ],
+    )
+    table.draw("memory", "Memory of an idle worker (PSS)", 3, mebibytes, more_is_better=False)
     return [table]
 
 
 COMMAND_SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
     "latency": latency,
     "rates": rates,
+    "read-ahead": read_ahead,
     "large": large,
     "hand-over": hand_over,
     "map": maps,
@@ -321,63 +349,3 @@ COMMAND_SECTIONS: Final[dict[str, Callable[[Pace], Awaitable[list[Table]]]]] = {
     "crash": crashes,
     "memory": memory,
 }
-PARTS: Final = {"commands": (COMMANDS, COMMAND_SECTIONS), "functions": (FUNCTIONS, FUNCTION_SECTIONS)}
-
-
-def measure(section: Callable[[Pace], Awaitable[list[Table]]], name: str, pace: Pace) -> list[Table] | None:
-    """Measure one section, or show why that failed.
-
-    Each in an event loop of its own: the processes of anyio live as long as theirs.
-    """
-    start = time.perf_counter()
-    print(f"measuring: {name} ...", end="", file=sys.stderr, flush=True)
-    try:
-        tables = trio.run(section, pace)
-    except Exception:
-        print(" failed", file=sys.stderr)
-        traceback.print_exc()
-        return None
-    print(f" {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return tables
-
-
-def main() -> None:
-    """Run as a script."""
-    every = [name for part, (_, sections) in PARTS.items() for name in (part, *sections)]
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measure, and print the tables.")
-    parser.add_argument("--quick", action="store_true", help="shorter and fewer rounds: to try it, not to quote")
-    parser.add_argument("--only", nargs="+", choices=every, metavar="WHAT", help=f"some of {', '.join(every)}")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the tables into this page of the docs too")
-    arguments = parser.parse_args()
-    wanted = set(arguments.only or PARTS)
-    if arguments.write and not wanted <= set(PARTS):
-        parser.error(f"--write writes whole parts: only {' and '.join(PARTS)} go with it")
-    load = os.getloadavg()[0]
-    pace = QUICK if arguments.quick else FULL
-    logging.getLogger("trio_workers").setLevel(logging.ERROR)  # the crashes are meant
-    how = (
-        f"Medians of {pace.rounds} rounds, and in parentheses the least and the greatest of them; ratios are taken "
-        "within a round."
-    )
-    if arguments.quick:
-        how += " **Measured with `--quick`: to try it, not to quote.**"
-    pages: list[tuple[Part, list[Table]]] = []
-    failed: list[str] = []
-    for name, (part, sections) in PARTS.items():
-        names = [section for section in sections if wanted & {name, section}]
-        tables: list[Table] = []
-        for section in names:
-            measured = measure(sections[section], section, pace)
-            if measured is None:
-                failed.append(section)
-            else:
-                tables += measured
-        if names:
-            pages.append((part, [*tables, describe_machine(load, part)]))
-    for part, tables in pages:
-        print(part.heading, how, *tables, sep="\n\n")
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}{'; nothing is written' if arguments.write else ''}")
-    if arguments.write:
-        for part, tables in pages:
-            write_page(arguments.write, part, tables, how)

@@ -2,8 +2,8 @@
 
 A subject is opened with a number of workers and then has three operations: `prepare(body)` returns an echo call that
 can be awaited again and again (what can be made ready beforehand is); `crash()` ends a worker under a job and returns
-when the caller has been told; `pids()` names its processes. The peers are optional: one that is not installed says so
-in its row.
+when the caller has been told; `pids()` names its workers, which are all up then. The peers are optional: one that is
+not installed says so in its row.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ import attrs
 import trio
 
 import trio_workers
-from tests.benchmarks.functions import crash, echo, get_pid
-from trio_workers import Config, Payload, PipeFactory, Pool, WorkerCrashed, open_pool
+from tests.benchmarks.abilities import NO_READ_AHEAD
+from tests.benchmarks.functions import crash, echo, rest
+from trio_workers import Config, Payload, PipeFactory, Pool, WorkerCrashed, open_pool, open_python_pool
 from trio_workers._goridge import encode_control, encode_job
 
 Call = Callable[[], Awaitable[object]]
@@ -38,6 +39,8 @@ PHP_WORKER: Final = Path(__file__).parent.parent / "workers" / "worker.php"
 # The workers use the package that is measured, installed or not.
 ENVIRONMENT: Final = {"PYTHONPATH": str(Path(trio_workers.__file__).parent.parent)}
 
+REST: Final = 0.1
+"""Seconds that a job keeps its worker, so that another must take the next."""
 PIPE_SIZE: Final = 1 << 20
 """Asked for by hand, so that large bodies meet the same pipes as the pool's."""
 
@@ -160,7 +163,21 @@ async def open_ours(cfg: Config, context: bytes, deadly: bytes) -> AsyncIterator
         yield Opened(prepare=prepare, crash=crash, pids=pids, pool=pool)
 
 
-def python_pool(name: str, program: str = WORKER, *, transport: Any = "pipe", protocol: str = "goridge-3") -> Subject:
+def read_ahead_of(depth: int) -> tuple[dict[str, Any], str | None]:
+    """Return the config's fields, and what is missing for them; one is what every version does."""
+    return ({}, None) if depth == 1 else ({"read_ahead": depth}, NO_READ_AHEAD)
+
+
+def python_pool(
+    name: str,
+    program: str = WORKER,
+    *,
+    transport: Any = "pipe",
+    protocol: str = "goridge-3",
+    read_ahead: int = 1,
+) -> Subject:
+    fields, missing = read_ahead_of(read_ahead)
+
     def open_(workers: int) -> AbstractAsyncContextManager[Opened]:
         cfg = Config(
             command=[sys.executable, "-c", program],
@@ -168,21 +185,59 @@ def python_pool(name: str, program: str = WORKER, *, transport: Any = "pipe", pr
             factory=PipeFactory(transport=transport),
             protocol=protocol,
             env=ENVIRONMENT,
+            **fields,
         )
         return open_ours(cfg, b"", b"")
 
-    return Subject(name, open_)
+    return Subject(name, open_, missing)
 
 
-def php_pool(name: str, protocol: str = "goridge-3") -> Subject:
+def php_pool(name: str, protocol: str = "goridge-3", *, read_ahead: int = 1) -> Subject:
+    fields, missing = read_ahead_of(read_ahead)
+
     def open_(workers: int) -> AbstractAsyncContextManager[Opened]:
-        cfg = Config(command=["php", str(PHP_WORKER)], num_workers=workers, protocol=protocol)
+        cfg = Config(command=["php", str(PHP_WORKER)], num_workers=workers, protocol=protocol, **fields)
         return open_ours(cfg, b"echo", b"exit 1")
 
-    return Subject(name, open_, None if shutil.which("php") else "php is not on PATH")
+    return Subject(name, open_, missing if shutil.which("php") else "php is not on PATH")
+
+
+@asynccontextmanager
+async def open_functions(workers: int) -> AsyncIterator[Opened]:
+    async with open_python_pool(workers) as pool:
+
+        def prepare(body: bytes) -> Call:
+            async def call() -> bytes:
+                return await pool.run_sync(echo, body)
+
+            return call
+
+        async def crash_one() -> None:
+            with contextlib.suppress(WorkerCrashed):
+                await pool.run_sync(crash)
+                raise AssertionError("the worker did not crash")
+
+        async def pids() -> Sequence[int]:
+            return [worker.pid for worker in pool.workers if worker.pid is not None]
+
+        yield Opened(prepare=prepare, crash=crash_one, pids=pids)
 
 
 # the peers
+
+
+async def bring_up(run: Callable[..., Awaitable[int]], workers: int) -> Sequence[int]:
+    """Have every worker do a job; return their pids."""
+    pids: set[int] = set()
+
+    async def run_one() -> None:
+        pids.add(await run(rest, REST))
+
+    while len(pids) < workers:
+        async with trio.open_nursery() as nursery:
+            for _ in range(workers):
+                nursery.start_soon(run_one)
+    return list(pids)
 
 
 @asynccontextmanager
@@ -203,7 +258,7 @@ async def open_trio_parallel(workers: int) -> AsyncIterator[Opened]:
                 await context.run_sync(crash, limiter=limiter)
 
         async def pids() -> Sequence[int]:
-            return [await context.run_sync(get_pid, limiter=limiter)]
+            return await bring_up(lambda *job: context.run_sync(*job, limiter=limiter), workers)
 
         yield Opened(prepare=prepare, crash=crash_one, pids=pids)
 
@@ -227,7 +282,7 @@ async def open_anyio(workers: int) -> AsyncIterator[Opened]:
             await anyio.to_process.run_sync(crash, limiter=limiter)
 
     async def pids() -> Sequence[int]:
-        return [await anyio.to_process.run_sync(get_pid, limiter=limiter)]
+        return await bring_up(lambda *job: anyio.to_process.run_sync(*job, limiter=limiter), workers)
 
     yield Opened(prepare=prepare, crash=crash_one, pids=pids)
 
@@ -256,7 +311,7 @@ async def open_executor(workers: int) -> AsyncIterator[Opened]:
         return call
 
     async def pids() -> Sequence[int]:
-        return [await run(get_pid)]
+        return await bring_up(run, workers)
 
     try:
         yield Opened(prepare=prepare, pids=pids)
@@ -270,6 +325,7 @@ FLOOR_SOCKETPAIR: Final = by_hand("bare floor over a socketpair", [sys.executabl
 BY_HAND: Final = by_hand("by hand to the pool's Python worker", [sys.executable, "-c", WORKER], "goridge-3")
 POOL: Final = python_pool("trio_workers, Python worker")
 POOL_SOCKETPAIR: Final = python_pool("trio_workers, Python worker, socketpair", transport="socketpair")
+RUN_SYNC: Final = Subject("trio_workers, run_sync", open_functions)
 CRASHING_POOL: Final = python_pool("trio_workers, Python worker", CRASHING_WORKER)
 PHP: Final = php_pool("trio_workers, PHP worker")
 PHP_2: Final = php_pool("trio_workers, PHP worker, goridge-2", "goridge-2")

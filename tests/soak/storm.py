@@ -52,7 +52,6 @@ MOST_GROWTH: Final = 32 * 1024 * 1024
 hundreds of them; four of them might be pages that the allocator could not give back."""
 
 WAYS_OUT: Final = ("return", "return", "raise", "cancel")
-SHOWN: Final = 20
 
 
 class Leaving(Exception):
@@ -80,17 +79,6 @@ class Result:
     troubles: Counter[str] = attrs.Factory(Counter[str])
     exits: Counter[str] = attrs.Factory(Counter[str])
     complaints: list[str] = attrs.Factory(list[str])
-
-    def raise_complaints(self) -> None:
-        """Raise an AssertionError that says what is wrong, and how to see it again."""
-        if not self.complaints:
-            return
-        shown = "\n\n".join(self.complaints[:SHOWN])
-        raise AssertionError(
-            f"the storm over {self.kind} with seed {self.seed} broke {len(self.complaints)} promises. "
-            f"Again: python -m tests.soak --seed {self.seed} --only {self.kind} --minutes {self.seconds / 60:g}\n\n"
-            f"{shown}"
-        )
 
 
 class Round:

@@ -11,14 +11,22 @@ import faulthandler
 import os
 import select
 import sys
+from collections import deque
 from contextvars import Context, copy_context
+from errno import ENOSYS
 from io import BytesIO
+from itertools import islice
+from time import perf_counter
 
+from .._arena import IN_ARENA, KEPT_FOR, Arena, Filling, Kept
 from .._calls import (
     CALL,
+    CALLS,
+    DONE,
     END,
     ERROR,
     FROM_POOL,
+    GATHERED,
     HELLO,
     LOOK,
     MOST_BUFFERS,
@@ -28,16 +36,36 @@ from .._calls import (
     READY,
     REFUSED,
     RESULT,
+    SOME,
     STOP,
     STOP_STREAM,
     STREAM,
     Decoder,
     Message,
+    buffers_of,
+    drop_sent,
     encode,
+    excused,
     in_short,
     link,
     links,
+    placed,
     restore,
+    split_calls,
+)
+from .._region import (
+    BEGUN,
+    BUDGET,
+    DONE_HEAD,
+    FIRST,
+    FLOAT,
+    LAST_PLACE,
+    PLAIN,
+    RESULTS,
+    SIZE,
+    SMALL,
+    SMALL_INT,
+    open_in_child,
 )
 from . import _main_module
 
@@ -65,6 +93,12 @@ LONGEST_TEXT: "Final" = 1 << 20
 MOST_KNOWN: "Final" = 1024
 """Functions remembered by their pickles."""
 
+TOO_QUICK_TO_FORK: "Final" = 10e-6
+"""Seconds: a fork copies page tables and takes longer, in the child as well, so what took less has not forked."""
+
+CLEAN_EVERY: "Final" = 50e-6
+"""Seconds between two clean-ups within a chunk, at least: they take about 1 µs, longer than the quickest items."""
+
 NO_LIMIT: "Final" = 1 << 63
 """The pool bounds what it sends, so the child needs no bound of its own."""
 
@@ -76,10 +110,21 @@ class JobFailed(Exception):
 class Child:
     """One worker: its end of the relay and how it pickles."""
 
-    def __init__(self, connection: "socket.socket", packets: "socket.socket | None" = None) -> None:
+    def __init__(
+        self,
+        connection: "socket.socket",
+        packets: "socket.socket | None" = None,
+        region: int = -1,
+        arena: Arena | None = None,
+    ) -> None:
         self._connection = connection
         self._packets = packets
-        self._decoder = Decoder(FROM_POOL, NO_LIMIT)
+        self._arena = arena
+        self._kept = Kept()
+        # Without a region that the pool sees, a chunk ends after its first item: nobody could tell how far it came.
+        self._region, self._words = open_in_child(region)
+        self._budget = BUDGET if region >= 0 else 0.0
+        self._decoder = Decoder(FROM_POOL, NO_LIMIT, arena, self._kept)
         self._ahead: list[Message] = []
         self._pid = os.getpid()
         self._poll = select.poll()
@@ -97,6 +142,10 @@ class Child:
         """Wait for the next message; None when the pool is gone."""
         if self._ahead:
             return self._ahead.pop(0)
+        if self._kept:
+            self._kept.grow_older()
+            if not self._poll.poll(1000 * KEPT_FOR):
+                self._kept.clear()
         decoder = self._decoder
         while (message := decoder.next_message()) is None:
             space = decoder.space
@@ -122,11 +171,28 @@ class Child:
     def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
         """Send a message; False when the pool is gone."""
         try:
-            for piece in pieces:
-                self._connection.sendall(piece)
+            if len(pieces) == 1:
+                self._connection.sendall(pieces[0])
+                return True
+            left = deque(self._place(pieces))
+            while left:
+                drop_sent(left, self._connection.sendmsg([*islice(left, GATHERED)]))
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    def _place(self, pieces: "Sequence[bytes | memoryview]") -> "Sequence[bytes | memoryview]":
+        """Put large buffers of an answer into the arena, if that can be had and all before them has been taken out."""
+        arena, buffers = self._arena, buffers_of(pieces)
+        if arena is None or sum([view.nbytes for view in buffers]) < IN_ARENA or not arena.free:
+            return pieces
+        try:
+            Filling(arena, buffers).go_on()
+        except (OSError, ImportError) as error:
+            arena.give_back()  # part of it came before there was none left
+            return excused(pieces, error.errno or ENOSYS if isinstance(error, OSError) else ENOSYS)
+        arena.sent += 1
+        return placed(pieces)
 
     def _stream_stop_asked(self, id_: int) -> bool:
         """Look, without waiting, whether the pool has asked to end this stream; other messages are kept."""
@@ -159,6 +225,8 @@ class Child:
         _main_module.install(hello["main"])
         if hello["pickler"] == "cloudpickle":
             self._dumps = _dumps_by_value
+        if not hello["keeps_memory"]:
+            self._kept.keep_nothing()
         if hello["initializer"] is not None:
             try:
                 try:
@@ -199,6 +267,8 @@ class Child:
             return False
         if message.kind == CALL:
             return self._call(message)
+        if message.kind == CALLS:
+            return self._calls(message)
         # Else it is the stop of a stream that had ended by itself.
         return message.kind != STREAM or self._stream(message)
 
@@ -212,6 +282,99 @@ class Child:
             answer = self._failed(id_, error)
         self._leave_if_forked()
         return self.send(answer)
+
+    def _calls(self, message: Message) -> bool:
+        """Run a chunk: one call after the other, each as if it were alone, and account for each (`_region.py`)."""
+        began = now = clean = perf_counter()
+        id_, split, body = message.id, message.split, message.body
+        del message
+        calls: Iterator[Any] = split_calls(body)
+        name = None
+        try:
+            if split:
+                name = Message(CALL, id_, split, body[:split])
+                calls = zip(*pickle.loads(body[split:]), strict=True)
+        except BaseException as error:  # there is no memory for so many
+            return self.send(self._failed(id_, error))
+        del body
+        region, words, budget = self._region, self._words, self._budget
+        dumps, copy, pack_int, pack_float = pickle.dumps, copy_context, SMALL_INT.pack_into, FLOAT.pack_into
+        region[:RESULTS] = bytes(RESULTS)
+        words[0] = id_
+        function: Any = None
+        arguments: Any
+        result: Any = None
+        kind: type[object] = object
+        data: bytes | None
+        done, at = 0, RESULTS
+        for arguments in calls:
+            if at > LAST_PLACE:
+                if not self._send_results(id_, done, at):
+                    return False
+                at = RESULTS
+            words[BEGUN + done] = at - RESULTS + 1
+            try:
+                if name is None:
+                    function, arguments = self._load(arguments)
+                elif function is None:
+                    function, _ = self._load(name)
+                result = copy().run(function, *arguments)
+                kind = type(result)  # pyright: ignore[reportUnknownVariableType]
+                if kind is float or (kind is int and -SMALL <= result < SMALL):
+                    data = None
+                elif kind in PLAIN:
+                    data = dumps(result, 5)
+                else:
+                    data = self._pickle(RESULT, result, function)
+                    if not self._buffers:
+                        data = dumps(data, 5)
+            except BaseException as error:
+                self._leave_if_forked(error)
+                data = dumps(bytearray(dumps(self._describe(error), 5)), 5)
+            before, now = now, perf_counter()
+            if now - before > TOO_QUICK_TO_FORK:
+                self._leave_if_forked()
+            if data is None:
+                if kind is int:
+                    pack_int(region, at, b"J", result)
+                    at += SMALL_INT.size
+                else:
+                    pack_float(region, at, b"G", result)
+                    at += FLOAT.size
+            elif self._buffers or len(data) > SIZE - at:
+                if not self._send_results(id_, done, at) or not self._send_large(id_, done, data):
+                    return False
+                at = RESULTS
+            else:
+                region[at : at + len(data)] = data
+                at += len(data) - 1  # what comes next takes the place of the byte that ends a pickle
+            arguments = result = None
+            done += 1
+            if now - began > budget:
+                break
+            if now - clean > CLEAN_EVERY:
+                self.clean_up()
+                clean = now
+        self._leave_if_forked()
+        size = at - RESULTS
+        head = DONE_HEAD.pack(done, size, int((perf_counter() - began) * 1e9))
+        return self.send(encode(DONE, id_, head if budget else head + region[RESULTS:at]))
+
+    def _send_results(self, id_: int, done: int, at: int) -> bool:
+        """Send the results in the region, and let the next be the first there; False when the pool is gone.
+
+        What is sent stays there until `FIRST` says otherwise, and what has come twice the pool knows by its number.
+        """
+        sent = at == RESULTS or self.send(encode(SOME, id_, bytes(self._region[RESULTS:at])))
+        self._words[FIRST] = done
+        return sent
+
+    def _send_large(self, id_: int, done: int, data: bytes) -> bool:
+        """Send a result that has buffers, or is too large for the region."""
+        buffers, self._buffers = self._buffers, []
+        sent = self.send(encode(SOME, id_, data if buffers else data[:-1], buffers))
+        self._words[FIRST] = done + 1
+        return sent
 
     def _stream(self, message: Message) -> bool:
         id_ = message.id
@@ -290,10 +453,18 @@ class Child:
         return function
 
     def _encode(self, kind: int, id_: int, result: object, function: object) -> "tuple[bytes | memoryview, ...]":
+        body = self._pickle(kind, result, function)
+        buffers = self._buffers
+        if buffers:
+            self._buffers = []  # the answer alone holds them from now on
+        return encode(kind, id_, body, buffers)
+
+    def _pickle(self, kind: int, result: object, function: object) -> bytes:
+        """Pickle a result; its large buffers are in `self._buffers` then."""
         try:
             if type(result) is bytes and len(result) >= OUT_OF_BAND:
                 result = pickle.PickleBuffer(result)
-            body = self._dumps(result, 5, buffer_callback=self._keep)
+            return self._dumps(result, 5, buffer_callback=self._keep)
         except BaseException as error:
             self._buffers.clear()
             what = "a part of the stream of" if kind == PART else "the result of"
@@ -301,10 +472,6 @@ class Child:
             raise JobFailed(
                 f"{what} {_name(function)}, of type {type(result).__name__}, can't be pickled: {in_short(error)}{hint}"
             ) from error
-        buffers = self._buffers
-        if buffers:
-            self._buffers = []  # the answer alone holds them from now on
-        return encode(kind, id_, body, buffers)
 
     def _keep(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle that is being written, or (True) leave it inside."""
@@ -496,9 +663,17 @@ def _do_nothing(number: int, frame: object) -> None:
     return
 
 
-def main(fd: int, packets_fd: int = -1) -> None:
-    """Serve until the pool says stop or is gone; small jobs come as packets where there is a socket for them."""
+def main(fd: int, packets_fd: int, region: int, arena_fd: int) -> None:
+    """Serve until the pool says stop or is gone.
+
+    Small jobs come as packets, by `packets_fd`. `region` and `arena_fd` are descriptors of a `_region.Region` and an
+    `_arena.Arena`. Each of the three is -1 where there is none.
+    """
     os.set_inheritable(fd, False)
+    arena = None
+    if arena_fd >= 0:
+        os.set_inheritable(arena_fd, False)
+        arena = Arena(arena_fd)
     # The pool decides when its workers end. A function, for SIG_IGN would be inherited by programs that jobs start.
     signal.signal(signal.SIGINT, _do_nothing)
     for stream in (sys.stdout, sys.stderr):
@@ -509,7 +684,7 @@ def main(fd: int, packets_fd: int = -1) -> None:
     if packets_fd >= 0:
         os.set_inheritable(packets_fd, False)
         packets = socket.socket(fileno=packets_fd)
-    child = Child(connection, packets)
+    child = Child(connection, packets, region, arena)
     if child.greet():
         while child.serve_one():
             child.clean_up()
