@@ -1291,8 +1291,11 @@ class Life(Onlooker):
         def tick() -> Actions:
             # When such a one is gone, it is looked at what comes next.
             awaited = not self.is_open or any(seat.state is STOPPING or seat.leaving for seat in roster.seats)
+            before = {seat: seat.looked_at for seat in roster.seats}
             actions = roster.tick()
             assert not actions or not early or awaited, "what follows from a call follows at once"
+            if any(seat.looked_at is not before[seat] for seat in roster.seats if seat in before):
+                return actions  # once more, when the answer has been looked for
             assert roster.next_deadline() > self.now, "the housekeeper spins"
             for seat in roster.seats:
                 exec_ttl = seat.plan.limits.exec_ttl
@@ -1302,6 +1305,8 @@ class Life(Onlooker):
             return actions
 
         self.tell(tick)
+        if roster.next_deadline() <= self.now:
+            self.tell(tick)
 
     def keep_house(self) -> None:
         if self.lag:

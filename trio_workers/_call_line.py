@@ -52,6 +52,9 @@ ID: Final = slice(8, 12)
 _KIND: Final = 4
 """Where a message has its kind."""
 
+_TOO_LARGE: Final = frozenset((errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS))
+"""A packet larger than a socket's buffer is allowed to be here: it takes the relay."""
+
 _IDLE: Final = Stage.IDLE
 _WAITING: Final = Stage.WAITING
 
@@ -477,10 +480,12 @@ class PacketLine(CallLine):
             try:
                 self._packets.send(frames[0])
             except OSError as error:
-                return f"the worker can't be given a job ({error})"
-            self._calls.begin_job(frames)
-            self._begun = self._in_packet = True
-            return None
+                if error.errno not in _TOO_LARGE:
+                    return f"the worker can't be given a job ({error})"
+            else:
+                self._calls.begin_job(frames)
+                self._begun = self._in_packet = True
+                return None
         self._in_packet = False
         if relay.closed:
             return "the relay is closed"

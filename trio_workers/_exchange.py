@@ -66,7 +66,7 @@ LONGEST_LABEL: Final = 100
 """Characters of a job's label that an error or a log line shows."""
 
 MOST_BYTES_AHEAD: Final = 4096
-"""Bytes of a job that may lie in a line ahead of its turn: PIPE_BUF on Linux, so a pipe takes it whole or not at all."""
+"""Bytes of a job that may lie in a line ahead of its turn: PIPE_BUF on Linux: a pipe takes it whole or not at all."""
 
 KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
@@ -260,7 +260,7 @@ class Exchange:
             await bell.receive.receive()
             job.rung = False
             if job.late and job.ahead is not None:
-                self._withdraw(job)
+                self.take_back(job.ahead)
             if job.late and job.ahead is None:
                 break
         if job.state is WAITING:
@@ -297,26 +297,21 @@ class Exchange:
             self._carry_out(self._roster.taken_back(seat, [job]))
 
     def take_back(self, seat: Seat) -> None:
-        """Take back what lies in a line and has not been read."""
+        """Take back what lies in a line and has not been read; where something stays, see how far its worker is."""
         line = seat.worker.line
-        if line is None or not (ids := line.take_back()):
+        if line is None:
             return
-        head = [job for job in seat.jobs if line.is_of(job.frames, ids)]
-        self._carry_out(self._roster.taken_back(seat, [job for job in seat.ahead if line.is_of(job.frames, ids)]))
-        if head:  # its worker has read the next one instead, in the same moment
-            self._carry_out(self._roster.returned(seat, head))
-            line.relay.wake()
-
-    def _withdraw(self, job: Job) -> None:
-        """Take back a job that waits in a line. Where its worker has it already, see how far that has come."""
-        seat = job.ahead
-        assert seat is not None
-        self.take_back(seat)
-        if job.ahead is not None and seat.plan.recalls and seat.jobs:
-            # All that were before it have been answered, for that is what comes before the worker reads another.
+        if ids := line.take_back():
+            head = [job for job in seat.jobs if line.is_of(job.frames, ids)]
+            self._carry_out(self._roster.taken_back(seat, [job for job in seat.ahead if line.is_of(job.frames, ids)]))
+            if head:  # its worker has read the next one instead, in the same moment
+                self._carry_out(self._roster.returned(seat, head))
+                line.relay.wake()
+                return
+        if seat.ahead and seat.jobs:
+            # All that were before one that stays have been answered, where a line can give back what is unread.
             self._look(seat.jobs[0])
-            if seat.worker.line is not None:
-                seat.worker.line.relay.wake()
+            line.relay.wake()
 
     async def _next_event(self, job: Job, line: Line) -> Event | None:
         """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small.
@@ -429,7 +424,7 @@ class Exchange:
     def _leave_in_line(self, job: Job) -> bool:
         """See whether a job whose caller has gone must be left to its worker, for others' sake."""
         if job.ahead is not None:
-            self._withdraw(job)
+            self.take_back(job.ahead)
         seat = job.seat
         if job.state is WRITTEN and seat is not None:
             if seat.ahead:

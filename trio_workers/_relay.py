@@ -374,7 +374,7 @@ class Line:
         return None
 
     def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """Write a small job behind those that the worker has not answered yet; False, and nothing, where that can't be."""
+        """Write a small job behind those that the worker has not answered yet; False, and nothing, if it can't be."""
         if self._unsent or self._owed or self.relay.closed:
             return False
         (frame,) = frames

@@ -467,14 +467,20 @@ class Roster:
     def tick(self) -> Actions:
         """Look at the clock: a job, a worker, a delay may have had its time."""
         now = self._clock()
+        actions: list[Action] = []
         exceeding: dict[Seat, Excess] = {}
         for seat in self.seats:
             if seat.exec_ttl < math.inf and seat.state is SERVING:
                 for job in seat.jobs:
-                    if job.started + seat.exec_ttl + job.slack <= now:
+                    if job.started + seat.exec_ttl + job.slack > now:
+                        continue
+                    if seat.ahead and seat.looked_at is not job:
+                        # Its worker may be at the next one already, and that must not pay for it: so look before.
+                        seat.looked_at = job
+                        actions.append(TakeBack(seat))
+                    else:
                         exceeding[seat] = Excess("exec_ttl", now - job.started, seat.exec_ttl, job)
-                        break
-        actions: list[Action] = []
+                    break
         self._exceed(exceeding, actions)
         for seat in self.seats:
             if seat.recall_at <= now:

@@ -58,7 +58,8 @@ class Job:
     `left`, set when a stream that its caller has left early has been read to its end.
 
     `ahead`: the seat in whose line the job lies ahead of its turn, while it waits. `alone`: it never does (a stream, a
-    lease, a chunk, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for it.
+    lease, a chunk, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for
+    it.
     `late_at`: until when it may wait, and `late` says that it has.
     """
 
@@ -134,9 +135,10 @@ class Seat:
     Times are on the roster's clock: `spawned_at`, `ready_at`, `expires_at` (its `ttl`), `free_since`, `begun_at` (its
     last job). `pace` is the mean time between the starts of two jobs, of late. `memory`: bytes, as last read.
 
-    `ahead` are the jobs that lie in its line behind the one it has, `depth` is how many may, and `took` the mean time of
-    its jobs, of late. A worker takes them in their order, so whose turn it is follows from the replies. At `recall_at`
-    they are taken back, and none are lent any more while its job `is_slow`.
+    `ahead` are the jobs that lie in its line behind the one it has, `depth` is how many may, and `took` the mean time
+    of its jobs, of late. A worker takes them in their order, so whose turn it is follows from the replies. At
+    `recall_at` they are taken back, and none are lent any more while its job `is_slow`. `looked_at`: the job whose time
+    is over, and whose answer has been looked for once more.
     """
 
     worker: "Worker"
@@ -155,6 +157,7 @@ class Seat:
     took: float = math.inf
     recall_at: float = math.inf
     is_slow: bool = False
+    looked_at: Job | None = None
 
     def __init__(self, slot: int, capacity: int, limit: int, plan: "Plan", now: float, wall: float) -> None:
         self.slot = slot
@@ -261,7 +264,10 @@ class Ahead(NamedTuple):
 
 
 class TakeBack(NamedTuple):
-    """Take back the jobs that lie in the seat's line and have not been read, where the line can do that."""
+    """Take back the jobs that lie in the seat's line and have not been read, where the line can do that.
+
+    Where one stays, see whether the one before it has been answered meanwhile.
+    """
 
     seat: Seat
 

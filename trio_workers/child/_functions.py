@@ -129,6 +129,8 @@ class Child:
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
+        self._jobs_poll = select.poll()
+        self._jobs_poll.register(connection.fileno() if packets is None else packets.fileno(), select.POLLIN)
         self._dumps: Callable[..., bytes] = pickle.dumps
         self._known: dict[bytes, tuple[dict[str, Any], str, Callable[..., Any]]] = {}
         self._buffers: list[memoryview] = []
@@ -142,10 +144,6 @@ class Child:
         """Wait for the next message; None when the pool is gone."""
         if self._ahead:
             return self._ahead.pop(0)
-        if self._kept:
-            self._kept.grow_older()
-            if not self._poll.poll(1000 * KEPT_FOR):
-                self._kept.clear()
         decoder = self._decoder
         while (message := decoder.next_message()) is None:
             space = decoder.space
@@ -167,6 +165,12 @@ class Child:
                 return message
             decoder.receive(data)
         return message
+
+    def _grow_older(self) -> None:
+        """Give back memory that is kept, once it has not been of use for long."""
+        self._kept.grow_older()
+        if not self._jobs_poll.poll(1000 * KEPT_FOR):
+            self._kept.clear()
 
     def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
         """Send a message; False when the pool is gone."""
@@ -251,6 +255,8 @@ class Child:
 
     def next_job(self) -> Message | None:
         """Wait for the next job, or the stop; None when the pool is gone. Small ones come as packets."""
+        if self._kept and not self._ahead:
+            self._grow_older()
         packets = self._packets
         if packets is None:
             return self.receive()
@@ -258,7 +264,11 @@ class Child:
             data = packets.recv(MOST_PACKET)
         except ConnectionResetError:
             return None
-        return self.receive() if data == LOOK else self._decoder.take_whole(data)
+        if data != LOOK:
+            return self._decoder.take_whole(data)
+        while (message := self.receive()) is not None and message.kind == STOP_STREAM:
+            pass  # it came when the stream had ended by itself
+        return message
 
     def serve_one(self) -> bool:
         """Run one job; False when the pool says stop or is gone. What belongs to the job is dropped on return."""
