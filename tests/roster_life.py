@@ -41,7 +41,6 @@ from trio_workers._seats import (
     WRITTEN,
     Action,
     Actions,
-    Ahead,
     Begin,
     Change,
     Drained,
@@ -51,6 +50,7 @@ from trio_workers._seats import (
     GiveUp,
     Job,
     Kill,
+    Lend,
     Phase,
     Plan,
     Retire,
@@ -723,10 +723,11 @@ class Life(Onlooker):
             assert self.drained, "the last worker is gone, and nobody was told"
 
     def do(self, action: Action) -> None:
-        if type(action) is Ahead:
-            seat = action.job.ahead
-            if seat is not None and self.choose((False, False, False, False, False, True)):
-                self.tell(self.roster.taken_back, seat, [action.job])  # the line is full
+        if type(action) is Lend:
+            while (job := self.roster.lend()) is not None:
+                assert job.ahead is not None
+                if self.choose((False, False, False, False, False, True)):
+                    self.tell(self.roster.taken_back, job.ahead, [job])  # the line is full
         elif type(action) is TakeBack:
             self.take_back(action.seat)
         elif type(action) is Begin:

@@ -48,7 +48,6 @@ from ._seats import (
     STOPPING,
     WAITING,
     Action,
-    Ahead,
     Begin,
     Change,
     Drained,
@@ -58,6 +57,7 @@ from ._seats import (
     GiveUp,
     Job,
     Kill,
+    Lend,
     Phase,
     Plan,
     Retire,
@@ -193,7 +193,7 @@ class PoolCore:
         self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Ahead | TakeBack | Wake | Spawn | Drained] = deque()
+        self._now: deque[Begin | Lend | TakeBack | Wake | Spawn | Drained] = deque()
         self._emits: deque[Emit | GiveUp | Settled] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
@@ -405,10 +405,10 @@ class PoolCore:
         if deadline != self._nap.deadline:
             self._nap.deadline = deadline
 
-    def _do(self, action: Begin | Ahead | TakeBack | Wake | Spawn | Drained) -> None:
+    def _do(self, action: Begin | Lend | TakeBack | Wake | Spawn | Drained) -> None:
         # By the type, the usual ones first: this is on the way of every job that waits.
-        if type(action) is Ahead:
-            self.exchange.write_ahead(action.job)
+        if type(action) is Lend:
+            self.exchange.lend()
         elif type(action) is Wake:
             self.exchange.ring(action.job)
         elif type(action) is Begin:
@@ -700,7 +700,7 @@ class PoolCore:
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
 
-_AT_ONCE: Final = frozenset((Begin, Ahead, TakeBack, Wake, Spawn, Drained))
+_AT_ONCE: Final = frozenset((Begin, Lend, TakeBack, Wake, Spawn, Drained))
 
 
 def _plan(source: Source) -> Plan:

@@ -214,6 +214,8 @@ class Exchange:
                 event = None
                 if line.has_more:
                     await trio.lowlevel.checkpoint()
+                    if _moved_on(job, seat):
+                        continue  # another task has been here meanwhile: what is there now may be for others
                     event = line.take()
                 if event is None:
                     if job.state is not WRITTEN or job.seat is not seat:
@@ -233,7 +235,10 @@ class Exchange:
                 await self._suspect(job, seat, error, grace=False)
                 continue
             except trio.ClosedResourceError:
-                await self._wait_for_news(job, seat)
+                if line.relay.closed:
+                    await self._wait_for_news(job, seat)
+                else:
+                    await trio.lowlevel.checkpoint()  # it was woken, to look anew
                 continue
             if type(event) is Part:
                 job.streaming = True
@@ -284,17 +289,17 @@ class Exchange:
         else:
             self._carry_out(self._roster.refused(seat, job, line.fault or why))
 
-    def write_ahead(self, job: Job) -> None:
-        """Write a job into the line of a worker that is at another, if the line takes it at once."""
-        seat = job.ahead
-        if seat is None:
-            return  # taken back already
-        line, codec = seat.worker.line, seat.plan.source.codec
-        assert line is not None
-        if job.dialect != codec.dialect:
-            job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
-        if not line.begin_ahead(job.frames):
-            self._carry_out(self._roster.taken_back(seat, [job]))
+    def lend(self) -> None:
+        """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once."""
+        while (job := self._roster.lend()) is not None:
+            seat = job.ahead
+            assert seat is not None
+            line, codec = seat.worker.line, seat.plan.source.codec
+            assert line is not None
+            if job.dialect != codec.dialect:
+                job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+            if not line.begin_ahead(job.frames):
+                self._carry_out(self._roster.taken_back(seat, [job]))
 
     def take_back(self, seat: Seat) -> None:
         """Take back what lies in a line and has not been read; where something stays, see how far its worker is."""
@@ -302,16 +307,18 @@ class Exchange:
         if line is None:
             return
         if ids := line.take_back():
-            head = [job for job in seat.jobs if line.is_of(job.frames, ids)]
+            unread = [job for job in seat.jobs if line.is_of(job.frames, ids)]
             self._carry_out(self._roster.taken_back(seat, [job for job in seat.ahead if line.is_of(job.frames, ids)]))
-            if head:  # its worker has read the next one instead, in the same moment
-                self._carry_out(self._roster.returned(seat, head))
+            if unread:  # its worker has read the next one instead, in the same moment
+                self._carry_out(self._roster.returned(seat, unread))
                 line.relay.wake()
                 return
         if seat.ahead and seat.jobs:
-            # All that were before one that stays have been answered, where a line can give back what is unread.
-            self._look(seat.jobs[0])
-            line.relay.wake()
+            # Its worker may have read one of them; then it has answered all before.
+            head = seat.jobs[0]
+            self._look(head)
+            if head.outcome is not None:
+                line.relay.wake()
 
     async def _next_event(self, job: Job, line: Line) -> Event | None:
         """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small.
@@ -513,6 +520,10 @@ class Exchange:
         if job.bell is not None and not job.rung:
             job.rung = True
             job.bell.send.send_nowait(None)
+
+
+def _moved_on(job: Job, seat: Seat) -> bool:
+    return job.outcome is not None or job.seat is not seat or job.state is WAITING
 
 
 def _check_held(seat: Seat) -> None:

@@ -10,7 +10,7 @@ The rules, in the order in which they win:
 * A job is handed to a seat once. It goes on to another seat only where it provably did not start, to the front of the
   queue, and at most `target + 1` times.
 * Jobs get seats in the order in which they came; a job waits only while no seat has room.
-* Jobs that wait may be lent to a line (`Ahead`): they lie there ahead of their turn, wait all the same, and their turn
+* Jobs that wait may be lent to a line (`Lend`): they lie there ahead of their turn, wait all the same, and their turn
   comes with the reply to the one before. Where a line can give them back (`Plan.recalls`), it does so before its worker
   is killed, and when the job in front takes longer than `PATIENCE`; then they wait as if nothing had been.
 * What to spawn is derived from the seats there are (`_heal`), never from a counter beside them. A slot is a number from
@@ -43,6 +43,7 @@ from ._seats import (
     ASSIGNED,
     DONE,
     GONE,
+    LEND,
     NEVER,
     NOTHING,
     SERVING,
@@ -54,7 +55,6 @@ from ._seats import (
     WRITTEN,
     Action,
     Actions,
-    Ahead,
     Begin,
     Change,
     Drained,
@@ -189,7 +189,7 @@ class Roster:
         if self.plan.debug:
             actions += self._heal()
             return actions
-        if self._roomy and len(self._queue) == 1:
+        if len(self._queue) == 1:
             actions += self._lend()
         if self._growth.look_at == math.inf:
             actions += self._watch_queue()
@@ -219,7 +219,7 @@ class Roster:
         if seat is None or not seat.depth or job.alone:
             return NOTHING
         self._roomy[seat] = None
-        return self._lend() if self._queue else NOTHING
+        return self._lend()
 
     def replied(self, seat: Seat, job: Job, dirt: BaseException | str | None = None) -> Actions:
         """Take note of a job's whole outcome; `dirt` says why the line can't carry another job."""
@@ -761,14 +761,16 @@ class Roster:
 
     # jobs ahead of their turn
 
-    def _lend(self) -> Actions:
-        """Let jobs that wait lie in the lines of those at work, as far as there is room, each behind the next."""
-        actions: list[Action] = []
+    def lend(self) -> Job | None:
+        """Lend the next job that waits to the next line that has room (`job.ahead`); None where one of them is missing.
+
+        It is to be written there at once: `taken_back` where that can't be.
+        """
         queue, roomy = self._queue, self._roomy
         while queue and roomy:
             job = next(iter(queue))
             if job.alone or job.lease:
-                break  # nobody may get past it
+                return None  # nobody may get past it
             seat = next(iter(roomy))
             del roomy[seat]
             if not self._has_room_ahead(seat):
@@ -776,13 +778,16 @@ class Roster:
             del queue[job]
             job.ahead = seat
             seat.ahead.append(job)
-            actions.append(Ahead(job))
             if seat.recall_at == math.inf and seat.plan.recalls:
                 seat.recall_at = seat.jobs[0].started + PATIENCE
-                actions += self._remind(seat.recall_at)
+                self._remind(seat.recall_at)
             if len(seat.ahead) < seat.depth:
                 roomy[seat] = None
-        return actions
+            return job
+        return None
+
+    def _lend(self) -> Actions:
+        return LEND if self._queue and self._roomy else NOTHING
 
     def _has_room_ahead(self, seat: Seat) -> bool:
         if seat.state is not SERVING or seat.leaving or seat.lease is not None or len(seat.jobs) != 1:
@@ -810,8 +815,7 @@ class Roster:
             actions += self._note_start(seat, now)
         if seat.depth:
             self._roomy[seat] = None
-            if self._queue:
-                actions += self._lend()
+            actions += self._lend()
         return actions
 
     def _take_over(self, seat: Seat, job: Job) -> None:

@@ -257,10 +257,8 @@ class Begin(NamedTuple):
     job: Job
 
 
-class Ahead(NamedTuple):
-    """Write a job that waits into its seat's line, ahead of its turn."""
-
-    job: Job
+class Lend(NamedTuple):
+    """Write jobs that wait into the lines of workers at work, as long as `Roster.lend` gives one."""
 
 
 class TakeBack(NamedTuple):
@@ -325,10 +323,11 @@ class Drained(NamedTuple):
     """The last seat is gone and no other will come."""
 
 
-Action = Begin | Ahead | TakeBack | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
+Action = Begin | Lend | TakeBack | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
 Actions = Sequence[Action]
 NOTHING: Final[Actions] = ()
 WATCH: Final[Actions] = (Watch(),)
+LEND: Final[Actions] = (Lend(),)
 
 
 class Phase(enum.IntEnum):
