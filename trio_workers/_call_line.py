@@ -6,6 +6,7 @@ The stages and what may come in each are those of every conversation (`TABLE`); 
 
 import contextlib
 import errno
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -98,11 +99,15 @@ class CallConversation:
 
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that a job is on its way to the child."""
-        if self.stage is _IDLE:
-            self.stage = _WAITING
-            self.chunk = _id_of(frames[0]) if frames[0][_KIND] == CALLS else None
-        elif not self.ids:
+        if self.stage is not _IDLE:
             raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
+        self.stage = _WAITING
+        id_ = _id_of(frames[0])
+        self.chunk = id_ if frames[0][_KIND] == CALLS else None
+        self.ids.append(id_)
+
+    def begin_behind(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Note that another job is on its way to the child, behind those that it has not answered yet."""
         self.ids.append(_id_of(frames[0]))
 
     def take_whole(self, data: bytes) -> Event | None:
@@ -455,7 +460,7 @@ class PacketLine(CallLine):
     relay, behind a packet that says so (`LOOK`).
     """
 
-    __slots__ = ("_in_packet", "_packets", "_spare")
+    __slots__ = ("_in_packet", "_packets", "_packets_fd", "_spare")
 
     def __init__(
         self,
@@ -466,11 +471,14 @@ class PacketLine(CallLine):
     ) -> None:
         super().__init__(relay, conversation, note_large)
         self._packets = packets.ours
+        self._packets_fd = packets.ours.fileno()
         self._spare = packets.theirs
         self._in_packet = False
 
     def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
         """See `Line.begin`."""
+        if self._overdue:
+            self.give_back()
         relay = self.relay
         small = len(frames) == 1 and len(frames[0]) <= MOST_PACKET
         if small and not self._owed and not relay.closed:
@@ -478,7 +486,7 @@ class PacketLine(CallLine):
             if relay.has_input():
                 return self._stale()
             try:
-                self._packets.send(frames[0])
+                os.write(self._packets_fd, frames[0])
             except OSError as error:
                 if error.errno not in _TOO_LARGE:
                     return f"the worker can't be given a job ({error})"
@@ -500,10 +508,10 @@ class PacketLine(CallLine):
     def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
         """See `Line.begin_ahead`."""
         try:
-            self._packets.send(frames[0])
+            os.write(self._packets_fd, frames[0])
         except OSError:
             return False
-        self._calls.begin_job(frames)
+        self._calls.begin_behind(frames)
         return True
 
     def take_back(self) -> Collection[int]:
@@ -550,6 +558,7 @@ class PacketLine(CallLine):
     def close(self) -> None:
         """See `Line.close`."""
         super().close()
+        self._packets_fd = -1  # the number may be another file's from now on
         self._packets.close()
         self._spare.close()
 

@@ -156,7 +156,6 @@ _START_OLD: Final = _rows(_LEGAL_OLD)
 _START_3: Final = _rows(_LEGAL_3)
 _SHAKING: Final = Stage.SHAKING
 _IDLE: Final = Stage.IDLE
-_AT_WORK: Final = frozenset((Stage.WAITING, Stage.BODY, Stage.STREAMING))
 _WAITING: Final = Stage.WAITING
 _STREAMING: Final = Stage.STREAMING
 _NO_BITS: Final = frozenset((0,))
@@ -192,6 +191,7 @@ class Talk(Protocol):
     def stop(self) -> bytes: ...
     def stop_stream(self) -> bytes: ...
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None: ...
+    def begin_behind(self, frames: Sequence[bytes | memoryview]) -> None: ...
     def receive(self, data: bytes) -> None: ...
     def next_event(self) -> Event | None: ...
     def drop(self) -> None: ...
@@ -238,11 +238,12 @@ class Conversation:
         return STOP_STREAM
 
     def begin_job(self, frames: Sequence[bytes | memoryview] = ()) -> None:
-        """Note that a job is on its way to the worker; where it has another one, that lies behind it."""
-        if self._row.stage in _AT_WORK:
-            self._behind += 1
-        else:
-            self._move("job")
+        """Note that a job is on its way to the worker."""
+        self._move("job")
+
+    def begin_behind(self, frames: Sequence[bytes | memoryview] = ()) -> None:
+        """Note that another job is on its way to the worker, behind those that it has not answered yet."""
+        self._behind += 1
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the worker."""

@@ -269,6 +269,7 @@ class Exchange:
             if job.late and job.ahead is None:
                 break
         if job.state is WAITING:
+            await trio.lowlevel.checkpoint_if_cancelled()  # who is cancelled in the same moment is told that
             error = self._explain(job)
             self._carry_out(self._roster.cancelled(job))
             raise error

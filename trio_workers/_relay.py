@@ -384,7 +384,7 @@ class Line:
             return False  # whoever reads this line will see that it is at its end
         if not written:
             return False
-        self.conversation.begin_job(frames)
+        self.conversation.begin_behind(frames)
         if written < len(frame):
             self._unsent.append(memoryview(frame)[written:])  # whose turn it is writes on
         return True
