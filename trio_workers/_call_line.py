@@ -108,6 +108,8 @@ class CallConversation:
 
     def begin_behind(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that another job is on its way to the child, behind those that it has not answered yet."""
+        if self.stage is _IDLE:  # their answers have been taken apart, though not told of yet
+            self.stage = _WAITING
         self.ids.append(_id_of(frames[0]))
 
     def take_whole(self, data: bytes) -> Event | None:

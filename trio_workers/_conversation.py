@@ -243,7 +243,10 @@ class Conversation:
 
     def begin_behind(self, frames: Sequence[bytes | memoryview] = ()) -> None:
         """Note that another job is on its way to the worker, behind those that it has not answered yet."""
-        self._behind += 1
+        if self._row.stage is _IDLE:  # their answers have been taken apart, though not told of yet
+            self._move("job")
+        else:
+            self._behind += 1
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the worker."""
