@@ -169,10 +169,23 @@ def test_never_more_than_read_ahead(read_ahead: int) -> None:
     check_lent(others[1:read_ahead], office.seat)
 
 
-def test_nothing_lies_behind_a_job_that_is_alone() -> None:
-    """A stream, a chunk, what is large: until it is answered."""
+def test_nothing_lies_behind_a_job_that_is_not_written() -> None:
+    """Also where the line had room behind the one before it."""
     office = Office(read_ahead=4)
-    head, actions = hand_in(office, alone=True)
+    office.reply(office.submit())
+    head = office.submit(write=False)
+    job, actions = hand_in(office)
+    assert (office.lend(actions), queue_of(office)) == ([], [job])
+    assert office.lend(office.roster.written(head)) == [job]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_nothing_lies_behind_a_job_that_is_alone(before: bool) -> None:
+    """A stream, a chunk, what is large: until it is answered, and whatever its worker had before."""
+    office = Office(read_ahead=4)
+    if before:
+        office.reply(office.submit())
+    head, _ = hand_in(office, alone=True)
     office.write(head)
     job, actions = hand_in(office)
     assert (office.lend(actions), queue_of(office)) == ([], [job])
@@ -358,14 +371,15 @@ def test_the_pace_is_that_of_late() -> None:
     assert office.seat.depth == 1
 
 
-def test_a_worker_that_has_become_slow_gets_no_more() -> None:
-    """What lies in its line is more than the new depth, so the next room goes to nobody."""
+@pytest.mark.parametrize(("took", "depth"), [(2 * QUICK, 3), (2 * PATIENCE, 1)])
+def test_a_worker_that_has_become_slow_gets_no_more(took: float, depth: int) -> None:
+    """What lies in its line is as much as the new depth or more, so the next room goes to nobody."""
     office = office_at(QUICK)
     head, *others = office.submit_many(7)
     check_lent(others[:4], office.seat)
-    office.now += 2 * PATIENCE
+    office.now += took
     actions = office.reply(head)
-    assert (office.seat.depth, office.lend(actions)) == (1, [])
+    assert (office.seat.depth, office.lend(actions)) == (depth, [])
     check_lent(others[1:4], office.seat)
     assert queue_of(office) == others[4:]
 
@@ -392,6 +406,7 @@ def test_what_lies_behind_a_slow_job_is_taken_back() -> None:
     office.now = head.started + 0.99 * PATIENCE
     assert not office.roster.tick()
     assert not seat.is_slow
+    assert office.roster.next_deadline() == head.started + PATIENCE
     office.now = head.started + PATIENCE
     actions = office.roster.tick()
     assert (kinds(actions), recalled(actions)) == ([TakeBack], [seat])
@@ -451,6 +466,17 @@ def test_what_a_slow_worker_has_read_meanwhile_stays() -> None:
     assert woken(actions) == [first]
     assert not office.seat.is_slow
     assert office.lend(actions) == [second, third]
+
+
+def test_a_slow_worker_that_gives_nothing_back() -> None:
+    """What lay there has been read, so its line has room for more: it gets none all the same."""
+    office = office_at(QUICK)
+    _, read = office.submit_many(2)
+    office.now += PATIENCE
+    office.roster.tick()
+    job, actions = hand_in(office)
+    assert (office.lend(actions), queue_of(office)) == ([], [job])
+    check_lent([read], office.seat)
 
 
 def test_it_is_slow_once() -> None:
@@ -528,15 +554,16 @@ def test_the_head_itself_comes_back() -> None:
     head, first, second, third = office.submit_many(4)
     seat = office.seat
     start = seat.begun
+    office.now += PATIENCE
+    office.roster.tick()
     assert kinds(take_back(office, second, third)) == [Wake, Wake]
     check_lent([first], seat)
-    office.now += QUICK
     actions = office.roster.returned(seat, [head])
     assert woken(actions)[:2] == [head, first]
     assert (head.state, head.seat, head.hand_ons, head.started) == (WAITING, None, 1, -math.inf)
     assert (first.state, first.started, list(seat.jobs)) == (WRITTEN, office.now, [first])
     assert seat.begun == start
-    # The one that came back is lent again, before the others.
+    assert not seat.is_slow  # it has begun anew; the one that came back is lent again, before the others
     assert office.lend(actions) == [head, second, third]
     assert list(office.roster._waiting) == [head, second, third]
 
@@ -623,6 +650,18 @@ def test_growth_sees_those_in_a_line() -> None:
     assert office.roster.target == 2
 
 
+def test_growth_that_is_allowed_later_sees_them_too() -> None:
+    """By a reset, while there is nobody in the queue itself."""
+    office = Office(read_ahead=4)
+    _, job = office.submit_many(2)
+    check_lent([job], office.seat)
+    assert office.roster.next_deadline() == math.inf
+    office.now = 5.0
+    plan = Plan(restart=office.roster.plan.restart, limits=steady(), read_ahead=4, max_workers=2, grow_after=1.0)
+    office.roster.reset(plan)
+    assert office.roster.next_deadline() == 6.0
+
+
 # allocate_timeout
 
 
@@ -634,6 +673,7 @@ def test_a_job_that_has_waited_for_allocate_timeout(read_ahead: int) -> None:
     office.now = 1.0
     job, actions = hand_in(office)
     assert Watch in kinds(actions)
+    assert bool(office.lend(actions)) is (read_ahead > 1)
     assert (job.late_at, office.roster.next_deadline()) == (3.0, 3.0)
     office.now = 2.99
     assert not office.roster.tick()
@@ -780,6 +820,21 @@ def test_a_line_is_emptied_before_its_worker_is_killed(ending: str) -> None:
     assert found[0] is TakeBack
     assert found[-1] is Kill
     assert found.count(TakeBack) == 1
+    job, actions = hand_in(office)
+    assert (office.lend(actions), queue_of(office)) == ([], [job])
+
+
+def test_an_answer_of_a_worker_that_is_being_killed() -> None:
+    """It counts, and nobody's turn comes with it: what lies behind is known when the worker is gone."""
+    office = office_at(QUICK)
+    head, job = office.submit_many(2)
+    seat = office.seat
+    office.roster.suspect(seat, "it closed its relay", grace=True)
+    assert not office.reply(head)
+    assert head.state is DONE
+    check_lent([job], seat)
+    assert woken(office.roster.exited(seat, 1, unstarted=[job])) == [job]
+    assert queue_of(office) == [job]
 
 
 def test_a_worker_dies_with_a_line() -> None:
@@ -813,6 +868,15 @@ def test_a_head_that_did_not_start_goes_before_those_behind_it() -> None:
     assert [job.hand_ons for job in (head, *others)] == [1, 0, 0, 0, 0]
     assert begun(office.ready()) == [head]
     assert office.lend(office.roster.written(head)) == others[:2]
+
+
+def test_a_bound_job_that_is_taken_back_is_over() -> None:
+    """Nobody waits for it."""
+    office = office_at(QUICK)
+    _, gone = office.submit_many(2)
+    gone.bound = True
+    assert woken(take_back(office, gone)) == [gone]
+    assert (gone.state, gone.end, office.roster.waiting) == (DONE, End.CRASHED, 0)
 
 
 def test_a_free_worker_gets_what_a_dead_one_left_unread() -> None:
@@ -1001,6 +1065,25 @@ def test_a_closing_pool_with_a_line_alone() -> None:
     assert job.ahead is office.seat
     office.reply(head)
     assert office.phase is Phase.CLOSING
+    office.reply(job)
+    assert office.phase is Phase.ENDING
+
+
+def test_a_closing_pool_waits_for_those_in_a_line_alone() -> None:
+    """Nobody is in the queue, and nobody at work."""
+    office = Office(2, read_ahead=2)
+    head, other, job = office.submit_many(3)
+    seat = head.seat
+    assert seat is not None
+    office.roster.close()
+    office.ask_for_stop(head)
+    office.roster.cancelled(head)
+    office.reply(other)
+    check_lent([job], seat)
+    assert office.phase is Phase.CLOSING
+    office.roster.exited(seat, 0, unstarted=[job])
+    assert job.seat is other.seat
+    office.write(job)
     office.reply(job)
     assert office.phase is Phase.ENDING
 
