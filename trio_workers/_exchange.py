@@ -15,7 +15,7 @@ whatever exception came first, what happens next is decided by the state (`aband
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import attrs
 import trio
 
-from ._codec import Answer
+from ._codec import Answer, Codec
 from ._config import Config
 from ._conversation import Event, Failed, Part, Replied, StopAsked
 from ._errors import (
@@ -164,8 +164,8 @@ class Exchange:
             )
         roster = self._roster
         if seat is None:
-            if roster.plan.read_ahead > 1 and (len(job.frames) != 1 or len(job.frames[0]) > MOST_BYTES_AHEAD):
-                job.alone = True
+            if not _fits_ahead(job.frames):
+                job.alone = True  # whatever the plan is now: a reset may come while it waits
             actions = roster.submit(job)
         else:
             _check_held(seat)
@@ -282,7 +282,7 @@ class Exchange:
         assert line is not None
         codec = seat.plan.source.codec
         if job.dialect != codec.dialect:  # it came before a reset, or goes to a worker from before one
-            job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+            _encode_anew(job, codec)
         why = line.begin(job.frames)
         if why is None:
             if actions := self._roster.written(job):
@@ -298,8 +298,8 @@ class Exchange:
             line, codec = seat.worker.line, seat.plan.source.codec
             assert line is not None
             if job.dialect != codec.dialect:
-                job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
-            if not line.begin_ahead(job.frames):
+                _encode_anew(job, codec)
+            if job.alone or not line.begin_ahead(job.frames):
                 self._carry_out(self._roster.taken_back(seat, [job]))
 
     def take_back(self, seat: Seat) -> None:
@@ -521,6 +521,17 @@ class Exchange:
         if job.bell is not None and not job.rung:
             job.rung = True
             job.bell.send.send_nowait(None)
+
+
+def _fits_ahead(frames: Sequence[bytes | memoryview]) -> bool:
+    return len(frames) == 1 and len(frames[0]) <= MOST_BYTES_AHEAD
+
+
+def _encode_anew(job: Job, codec: Codec) -> None:
+    """Encode a job for another wire, in which it may be larger."""
+    job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+    if not _fits_ahead(job.frames):
+        job.alone = True
 
 
 def _moved_on(job: Job, seat: Seat) -> bool:
