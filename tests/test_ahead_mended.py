@@ -1,5 +1,7 @@
 """What was wrong with jobs ahead of their turn, each so that it does not come back."""
 
+import logging
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -7,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.test_faults import puppets, until
 from tests.test_pool_logic import config, settle, work
 from trio_workers import Config, Payload, Pool, open_pool
 from trio_workers._exchange import MOST_BYTES_AHEAD
@@ -75,3 +78,20 @@ async def test_a_job_that_another_wire_makes_large(protocol: str, autojump_clock
             await answers.ask(b"x", context)
             nursery.start_soon(pool.reset, attrs.evolve(reading_ahead(8), protocol=protocol))
         assert answers.found == {body: body for body in (b"sleep 1", b"sleep 2", b"sleep 3", b"x")}
+
+
+async def test_an_answer_that_was_there_before_the_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that answers too often reaches jobs that were on the way to it, and no job written after its answers."""
+    gate = tmp_path / "gate"
+    first = f"while not os.path.exists({str(gate)!r}): time.sleep(0.001)\nraw(3 * frame(b'one'))".encode()
+    others = [f"reply(b'{number}')".encode() for number in range(2, 6)]
+    caplog.set_level(logging.ERROR, "trio_workers.pool")
+    async with open_pool(puppets(read_ahead=2)) as pool, trio.open_nursery() as nursery:
+        answers = Answers(pool, nursery)
+        for body in (first, *others):
+            await answers.ask(body)
+        await until(lambda: pool.statistics().waiting == 4)
+        gate.touch()
+    # The second is on the way when the first is answered, and nothing in this wire says whose an answer is.
+    assert answers.found == {first: b"one", others[0]: b"one", others[1]: b"3", others[2]: b"4", others[3]: b"5"}
+    assert pool.statistics().exits == {"broke the protocol": 1, "closing": 1}

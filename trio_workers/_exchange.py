@@ -112,6 +112,7 @@ class Exchange:
         self.config = config
         self._tell = tell
         self._bells: list[Bell] = []
+        self._settling = False
         self._thread = get_ident()
 
     # a whole job
@@ -291,7 +292,12 @@ class Exchange:
             self._carry_out(self._roster.refused(seat, job, line.fault or why))
 
     def lend(self) -> None:
-        """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once."""
+        """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once.
+
+        Not while answers are being settled: what has come already can be the answer to none of them.
+        """
+        if self._settling:
+            return
         while (job := self._roster.lend()) is not None:
             seat = job.ahead
             assert seat is not None
@@ -378,8 +384,17 @@ class Exchange:
     def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         """Take note of a whole outcome and hand the worker on, in one synchronous block.
 
-        So with what came behind it: the answers to jobs that lay in the line, each for its own task.
+        So with what came behind it: the answers to jobs that lay in the line, each for its own task. Others are lent to
+        it behind that, so a worker that answers once too often is found out by what is left over.
         """
+        settling, self._settling = self._settling, True
+        try:
+            self._settle_all(job, seat, line, event)
+        finally:
+            self._settling = settling
+        self.lend()
+
+    def _settle_all(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         self._settle_one(job, seat, line, event)
         while seat.jobs and line.has_more:
             job = seat.jobs[0]
