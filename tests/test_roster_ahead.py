@@ -28,6 +28,7 @@ from trio_workers._seats import (
     Lend,
     Phase,
     Plan,
+    Recall,
     Retire,
     Seat,
     Spawn,
@@ -66,6 +67,12 @@ def hand_in(office: Office, label: str = "", **fields: Any) -> tuple[Job, Action
 
 
 def recalled(actions: Actions) -> list[Seat]:
+    """Whose line is to be emptied, unless the job in front has been answered."""
+    return [action.seat for action in actions if isinstance(action, Recall)]
+
+
+def emptied(actions: Actions) -> list[Seat]:
+    """Whose line is to be emptied."""
     return [action.seat for action in actions if isinstance(action, TakeBack)]
 
 
@@ -409,7 +416,7 @@ def test_what_lies_behind_a_slow_job_is_taken_back() -> None:
     assert office.roster.next_deadline() == head.started + PATIENCE
     office.now = head.started + PATIENCE
     actions = office.roster.tick()
-    assert (kinds(actions), recalled(actions)) == ([TakeBack], [seat])
+    assert (kinds(actions), recalled(actions)) == ([Recall], [seat])
     assert seat.is_slow
     assert woken(take_back(office, first, second)) == [first, second]
     assert (queue_of(office), list(seat.ahead)) == ([first, second], [])
@@ -782,7 +789,7 @@ def test_cancel_the_head_of_a_line() -> None:
     check_lent([others[1], others[3]], other)
     actions = office.roster.cancelled(head)
     assert kinds(actions) == [TakeBack, DESTRUCT, Kill]
-    assert recalled(actions) == [one]
+    assert emptied(actions) == [one]
     take_back(office, others[0], others[2])
     assert queue_of(office) == [others[0], others[2]]
     actions = office.reply(second)
@@ -934,7 +941,7 @@ def test_a_worker_that_leaves_finishes_its_line(recalls: bool) -> None:
     actions = office.reply(head)
     assert woken(actions) == [first]
     assert not office.lend(actions)
-    assert not recalled(actions)
+    assert not emptied(actions)
     assert woken(office.reply(first)) == [second]
     assert seat.state is SERVING
     assert kinds(office.reply(second)) == [DESTRUCT, Retire]
@@ -968,7 +975,7 @@ def test_a_stop_request_before_those_behind_it(dirt: ValueError | None) -> None:
     seat = office.seat
     seat.served = 1
     actions = office.ask_for_stop(head, dirt)
-    assert recalled(actions) == [seat]
+    assert emptied(actions) == [seat]
     assert (head.state, seat.state) == (WAITING, STOPPING)
     check_lent([first, second], seat)
     assert queue_of(office) == [head, last]
@@ -986,7 +993,7 @@ def test_a_line_is_looked_at_before_its_worker_is_killed() -> None:
     head, first, _ = office.submit_many(3)
     office.now = 2.0
     actions = office.roster.tick()
-    assert (kinds(actions), recalled(actions)) == ([TakeBack], [office.seat])
+    assert (kinds(actions), recalled(actions)) == ([Recall], [office.seat])
     assert (office.seat.state, head.state) == (SERVING, WRITTEN)
     assert office.roster.next_deadline() <= office.now
     actions = office.roster.tick()
@@ -1009,7 +1016,7 @@ def test_the_last_look_finds_the_answer() -> None:
     head, first, _ = office.submit_many(3)
     for job in (head, first):
         office.now += 2.0
-        assert kinds(office.roster.tick()) == [TakeBack]
+        assert kinds(office.roster.tick()) == [Recall]
         office.reply(job)
         assert office.seat.state is SERVING
         office.roster.tick()
@@ -1094,7 +1101,7 @@ def test_abort_with_jobs_in_a_line() -> None:
     head, unread, read, queued = office.submit_many(4)
     seat = office.seat
     actions = office.roster.abort()
-    assert (woken(actions), recalled(actions)) == ([queued], [seat])
+    assert (woken(actions), emptied(actions)) == ([queued], [seat])
     assert [type(action) for action in actions if isinstance(action, TakeBack | Kill)] == [TakeBack, Kill]
     assert (queued.state, queued.end) == (DONE, End.CLOSED)
     actions = take_back(office, unread)
