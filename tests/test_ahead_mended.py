@@ -1,6 +1,7 @@
 """What was wrong with jobs ahead of their turn, each so that it does not come back."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,9 +10,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.test_faults import puppets, until
+from tests.test_faults import puppets, ready, until
 from tests.test_pool_logic import config, settle, work
-from trio_workers import Config, Payload, Pool, open_pool
+from trio_workers import Config, Payload, Pool, _exchange, open_pool
 from trio_workers._goridge import PIPE_BUF, PROTOCOLS, encode_job
 
 LARGE: Final = b"#" * 100_000
@@ -28,12 +29,12 @@ class Answers:
 
     async def ask(self, body: bytes, context: bytes = b"") -> None:
         """Ask in a task of its own; return when that waits for its answer."""
-        scope = self.scopes[body] = trio.CancelScope()
-        self.nursery.start_soon(self._run, scope, body, context)
+        self.nursery.start_soon(self.run, body, context)
         await settle()
 
-    async def _run(self, scope: trio.CancelScope, body: bytes, context: bytes) -> None:
-        with scope:
+    async def run(self, body: bytes, context: bytes = b"") -> None:
+        with trio.CancelScope() as scope:
+            self.scopes[body] = scope
             try:
                 answer = await self.pool.exec(Payload(body, context))
             except Exception as error:
@@ -94,3 +95,30 @@ async def test_an_answer_that_was_there_before_the_job(tmp_path: Path, caplog: p
     # The second is on the way when the first is answered, and nothing in this wire says whose an answer is.
     assert answers.found == {first: b"one", others[0]: b"one", others[1]: b"3", others[2]: b"4", others[3]: b"5"}
     assert pool.statistics().exits == {"broke the protocol": 1, "closing": 1}
+
+
+async def test_an_answer_that_was_there_before_the_job_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it reach a job that has been lent, and is to be written at the end of the pass."""
+    monkeypatch.setattr(_exchange, "FEW", 0)  # one is enough to write them at the end of a pass
+    caplog.set_level(logging.ERROR, "trio_workers.pool")
+    others = [f"reply(b'{number}')".encode() for number in range(4)]
+    async with open_pool(puppets(read_ahead=8)) as pool:
+        # Which comes first, the answer or the others, is chance: trio throws a coin in each pass.
+        for number in range(10):
+            gate = tmp_path / str(number)
+            first = f"while not os.path.exists({str(gate)!r}): time.sleep(0.001)\nraw(5 * frame(b'one'))".encode()
+            (worker,) = pool.workers
+            async with trio.open_nursery() as nursery:
+                answers = Answers(pool, nursery)
+                await answers.ask(first)
+                gate.touch()
+                assert worker.line is not None
+                while not worker.line.relay.has_input():
+                    time.sleep(0.001)  # noqa: ASYNC251 - nobody else must have his turn
+                for body in others:
+                    nursery.start_soon(answers.run, body)
+            assert answers.found == {first: b"one", **{body: body[8:9] for body in others}}
+            await until(lambda worker=worker: worker not in pool.workers)
+            await until(lambda: ready(pool))

@@ -445,7 +445,7 @@ class Exchange:
 
     def _settle_one(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         dirt: FrameError | None = None
-        if not seat.ahead and not line.clean:
+        if line.is_last and not line.clean:
             if line.conversation.pending:
                 dirt = FrameError("it sent more than the job's answer", line.conversation.leftover)
             else:

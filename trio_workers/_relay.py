@@ -403,7 +403,7 @@ class Line:
         return True
 
     def flush_behind(self) -> None:
-        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
+        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, in PIPE_BUF bytes."""
         behind = self._behind
         while behind and not self._unsent and not self._owed and not self.relay.closed:
             frames = [behind[0]]
@@ -603,6 +603,11 @@ class Line:
             event = self.read()
         assert isinstance(event, Shaken)
         self.peer = event.pid
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other job is on its way behind the one in front."""
+        return self._under_way <= 1
 
     @property
     def clean(self) -> bool:
