@@ -723,11 +723,23 @@ def explain_timeout(seat: Seat, job: Job, excess: Excess, stderr: str) -> JobTim
     )
 
 
-def judge(seat: Seat, line: Line, job: Job, *, dead: bool) -> None:
-    """Note how far a worker has come with a job, as its relay shows it."""
-    job.proof = line.started
+def judge(seat: Seat, line: Line, *, dead: bool) -> None:
+    """Note how far a worker has come with what it has, and once it is dead with what lay in its line, as that shows."""
+    jobs = [*seat.jobs, *seat.ahead]
+    unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
+    for place, job in enumerate(jobs if dead else list(seat.jobs)):
+        started = line.started
+        if unread and not (place == 0 and line.answered):
+            # Those behind the one in front may have been read ahead by the program itself, and not begun.
+            proved = place == 0 or seat.plan.recalls
+            started = False if unread[place] else True if unread[place] is False and proved else None
+        _judge(seat, line, job, started, dead=dead)
+
+
+def _judge(seat: Seat, line: Line, job: Job, started: bool | None, *, dead: bool) -> None:
+    job.proof = started
     # Written whole and provably not read whole: it was on its way, whatever we wrote.
-    on_its_way = not line.whole or job.proof is False
+    on_its_way = job.proof is False or (not line.whole and line.is_last)
     job.phase = "leased" if seat.lease else "writing" if on_its_way else "streaming" if job.streaming else "running"
     if job.proof is False and not dead:
         job.proof = None  # what is unread now may still be read

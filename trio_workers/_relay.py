@@ -330,6 +330,7 @@ class Line:
         "_begun",
         "_behind",
         "_owed",
+        "_said",
         "_under_way",
         "_unsent",
         "awaits_flush",
@@ -351,6 +352,7 @@ class Line:
         self._unsent: deque[bytes | memoryview] = deque()
         self._owed: deque[bytes | memoryview] = deque()
         self._behind: deque[bytes | memoryview] = deque()
+        self._said = 0
         self._under_way = 0
         self.awaits_flush = False
         """Whether the exchange will call `flush_behind`."""
@@ -379,6 +381,7 @@ class Line:
         if relay.has_input():
             return self._stale()
         self.conversation.begin_job(frames)
+        self._said = 0
         self._under_way = 1
         if self._owed:
             self._unsent.extend(self._owed)
@@ -467,7 +470,8 @@ class Line:
         left += sum(map(len, self._unsent))
         unread: deque[bool | None] = deque()
         for size in reversed(sizes):
-            unread.appendleft(left > 0)
+            # Some of it may be control frames, wherever among the jobs they are.
+            unread.appendleft(left > self._said or (None if left > 0 else False))
             left -= size
         return list(unread)
 
@@ -506,6 +510,7 @@ class Line:
             except OSError:
                 owed.clear()  # nobody reads them any more
                 return
+            self._said += written
             if written == len(owed[0]):
                 owed.popleft()
             elif written:
@@ -651,6 +656,9 @@ class Line:
         if not self.whole or not self._begun:
             return False
         unread = self.relay.unread()
+        if unread and self._said:
+            left = self.relay.unread_bytes()
+            unread = True if left is not None and left > self._said else None  # else it may be control frames
         return None if unread is None else not unread
 
     @property

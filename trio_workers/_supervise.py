@@ -229,7 +229,7 @@ class Supervision:
     def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
         """Find out what a dead worker did of the jobs it had, from what it left on the relay."""
         jobs = [*seat.jobs, *seat.ahead]
-        unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
+        judge(seat, line, dead=True)
         events = line.events.copy()
         if jobs:
             line.events.clear()
@@ -240,11 +240,6 @@ class Supervision:
                 final = None if type(event) is Part else event
                 if not place and type(event) is not StopAsked:
                     line.events.append(event)  # its own task takes them from there
-            judge(seat, line, job, dead=True)
-            if unread and not (place == 0 and job.proof and line.answered):
-                # Those behind the one in front may have been read ahead by the program itself, and not begun.
-                proved = place == 0 or seat.plan.recalls
-                job.proof = False if unread[place] else True if unread[place] is False and proved else None
             if type(final) is StopAsked:
                 if place:
                     unstarted.append(job)
