@@ -18,6 +18,7 @@ from trio_workers._seats import (
     Begin,
     Emit,
     Job,
+    Lend,
     Phase,
     Plan,
     Seat,
@@ -92,7 +93,7 @@ class Office:
         """Hand a job in; where there is room, write it (a lease: enter it)."""
         job = Job((b"",), label, lease=lease)
         job.patient = patient
-        self.roster.submit(job)
+        self.lend(self.roster.submit(job))
         if write:
             self.write(job)
         return job
@@ -105,7 +106,14 @@ class Office:
             if job.state is ASSIGNED and job.lease:
                 job.bound = True
             elif job.state is ASSIGNED:
-                self.roster.written(job)
+                self.lend(self.roster.written(job))
+
+    def lend(self, actions: Actions) -> list[Job]:
+        """Lend jobs where that is what follows, as far as there is room; return which they are."""
+        jobs: list[Job] = []
+        while Lend in kinds(actions) and (job := self.roster.lend()) is not None:
+            jobs.append(job)
+        return jobs
 
     def submit_inside(self, lease: Job) -> Job:
         job = Job((b"",))

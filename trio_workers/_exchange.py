@@ -16,7 +16,7 @@ happens next is decided by the state (`abandon`).
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 import attrs
 import trio
 
-from ._codec import Answer
+from ._codec import Answer, Codec
 from ._config import Config
 from ._conversation import Event, Failed, Part, Replied, StopAsked
 from ._errors import (
@@ -155,8 +155,8 @@ class Exchange:
             )
         roster = self._roster
         if seat is None:
-            if roster.plan.read_ahead > 1 and (len(job.frames) != 1 or len(job.frames[0]) > PIPE_BUF):
-                job.alone = True
+            if not _fits_ahead(job.frames):
+                job.alone = True  # whatever the plan is now: a reset may come while it waits
             actions = roster.submit(job)
         else:
             _check_held(seat)
@@ -269,7 +269,7 @@ class Exchange:
         assert line is not None
         codec = seat.plan.source.codec
         if job.dialect != codec.dialect:  # it came before a reset, or goes to a worker from before one
-            job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+            _encode_anew(job, codec)
         why = line.begin(job.frames)
         if why is None:
             if actions := self._roster.written(job):
@@ -285,8 +285,8 @@ class Exchange:
             line, codec = seat.worker.line, seat.plan.source.codec
             assert line is not None
             if job.dialect != codec.dialect:
-                job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
-            if not line.begin_ahead(job.frames):
+                _encode_anew(job, codec)
+            if job.alone or not line.begin_ahead(job.frames):
                 self._carry_out(self._roster.taken_back(seat, [job]))
             elif not line.awaits_flush:
                 line.awaits_flush = True
@@ -554,6 +554,17 @@ async def _sleep(job: Job) -> None:
 
     job.sleeper = trio.lowlevel.current_task()
     await trio.lowlevel.wait_task_rescheduled(wake_up)
+
+
+def _fits_ahead(frames: Sequence[bytes | memoryview]) -> bool:
+    return len(frames) == 1 and len(frames[0]) <= PIPE_BUF
+
+
+def _encode_anew(job: Job, codec: Codec) -> None:
+    """Encode a job for another wire, in which it may be larger."""
+    job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
+    if not _fits_ahead(job.frames):
+        job.alone = True
 
 
 def _moved_on(job: Job, seat: Seat) -> bool:

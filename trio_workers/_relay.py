@@ -403,7 +403,7 @@ class Line:
         return True
 
     def flush_behind(self) -> None:
-        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
+        """Write jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
         behind = self._behind
         while behind and not self._unsent and not self._owed and not self.relay.closed:
             frames = [behind[0]]
