@@ -46,6 +46,7 @@ from ._seats import (
     DONE,
     GONE,
     NEVER,
+    NOTHING,
     STOPPING,
     WAITING,
     WRITTEN,
@@ -279,6 +280,7 @@ class Exchange:
 
     def lend(self) -> None:
         """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once."""
+        alarm = self._roster.alarm
         while (job := self._roster.lend()) is not None:
             seat = job.ahead
             assert seat is not None
@@ -291,6 +293,8 @@ class Exchange:
             elif not line.awaits_flush:
                 line.awaits_flush = True
                 self._unflushed.append(line)
+        if self._roster.alarm < alarm:
+            self._carry_out(NOTHING)  # the housekeeper is to be up in time
         if not self._unflushed or self._flush_asked:
             return
         if self._flusher is None or self._roster.waiting < FEW:
@@ -408,24 +412,32 @@ class Exchange:
     def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         """Take note of a whole outcome and hand the worker on, in one synchronous block.
 
-        So with what came behind it: the answers to jobs that lay in the line, each for its own task.
+        So with what came behind it: the answers to jobs that lay in the line, each for its own task. Who has the worker
+        then reads on.
         """
         self._settle_one(job, seat, line, event)
+        if seat.jobs:
+            if line.has_more:
+                self._settle_behind(seat, line)
+            if seat.jobs:
+                self.ring(seat.jobs[0])
+
+    def _settle_behind(self, seat: Seat, line: Line) -> None:
         while seat.jobs and line.has_more:
             job = seat.jobs[0]
             try:
-                another = line.take()
+                event = line.take()
             except FrameError as error:
                 self._carry_out(self._roster.suspect(seat, error))
                 return
-            if another is None:
+            if event is None:
                 return
-            if type(another) is Part:
-                line.events.appendleft(another)  # for its own task, which has been rung
+            if type(event) is Part:
+                line.events.appendleft(event)  # for its own task
                 return
-            if type(another) is not StopAsked:
-                job.outcome = another
-            self._settle_one(job, seat, line, another)
+            if type(event) is not StopAsked:
+                job.outcome = event
+            self._settle_one(job, seat, line, event)
             self.ring(job)
 
     def _settle_one(self, job: Job, seat: Seat, line: Line, event: Event) -> None:

@@ -447,7 +447,7 @@ class Line:
 
     def turn(self, *, more: bool) -> None:
         """Note that the job in front has been answered: it is the next one's turn, if there is `more`."""
-        self._answered = self.conversation.pending
+        self._answered = False
         self._under_way -= 1
         if more and not self._under_way and self._behind:
             self.flush_behind()
@@ -544,7 +544,7 @@ class Line:
     @property
     def has_more(self) -> bool:
         """Whether `take` may have something: bytes have been read that are no part of an event taken yet."""
-        return self.conversation.pending or bool(self.events)
+        return bool(self.events) or self.conversation.pending
 
     def take(self) -> Event | None:
         """Return the next event of what has been read already."""
@@ -573,7 +573,12 @@ class Line:
             if not data:
                 raise LineEnded
             self._answered = True
-            self.conversation.receive(data)
+            if self._under_way > 1 and not self.conversation.pending:
+                data = data[self.conversation.take_several(data, self.events) :]
+            if data:
+                self.conversation.receive(data)
+            if self.events:
+                return self.events.popleft()
             event = self._next_event()
             if event is not None:
                 return event
@@ -641,7 +646,7 @@ class Line:
         False: its last byte was never read, so the worker can't have begun it. True: it was read whole, or answered in
         part.
         """
-        if self._answered:
+        if self.answered:
             return True
         if not self.whole or not self._begun:
             return False
@@ -651,7 +656,7 @@ class Line:
     @property
     def answered(self) -> bool:
         """Whether the present job has been answered, at least in part."""
-        return self._answered
+        return self._answered or self.conversation.pending
 
     @property
     def shared_memory(self) -> int:
