@@ -491,7 +491,7 @@ class Exchange:
         """See, without waiting, whether the whole answer to a job is there, and settle it."""
         seat = job.seat
         line = None if seat is None else seat.worker.line
-        if seat is None or line is None or not line.whole:
+        if job.state is not WRITTEN or seat is None or line is None or not line.whole:
             return
         try:
             event = line.take()

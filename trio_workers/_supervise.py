@@ -207,6 +207,8 @@ class Supervision:
         unstarted: list[Job] = []
         if line is not None:
             if seat.ahead:
+                # Twice: the first look may find answers, and for those the roster puts others into the line.
+                self._carry_out([TakeBack(seat)])
                 self._carry_out([TakeBack(seat)])
             line.finish()
             self._judge_jobs(seat, line, answered, unstarted)
