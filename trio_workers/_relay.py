@@ -55,6 +55,8 @@ class Relay(ABC):
     unsent: bool = False
     """Whether bytes taken by `write_now` are still with us (only for streams, which send in the background of a
     wait)."""
+    wakes: bool = False
+    """Whether `wake` does what it says. A relay that can't gets no job ahead of its turn (`Config.read_ahead`)."""
 
     @abstractmethod
     def write_now(self, data: bytes | memoryview) -> int:
@@ -84,9 +86,9 @@ class Relay(ABC):
         """Close. Doing it twice is harmless."""
 
     def wake(self) -> None:
-        """Wake who waits for this relay to be readable: somebody else has read what he waits for.
+        """Wake who waits for this relay: somebody else may have read what he waits for.
 
-        He may find nothing, or get `trio.ClosedResourceError`, and looks at his job.
+        He may find nothing, or get `trio.ClosedResourceError` although it is open, and looks at his job.
         """
         return
 
@@ -109,6 +111,8 @@ class FdRelay(Relay):
     Both numbers are -1 once closed, and only `close` closes them: a number that is used again belongs to another
     worker.
     """
+
+    wakes = True
 
     def __init__(self, read_fd: int, write_fd: int, *, kind: str, quick_ack: bool = False) -> None:
         """Own the descriptors. `kind` is "pipe", "unix" or "tcp" and says what can be proved of unread bytes."""
@@ -214,6 +218,8 @@ class StreamRelay(Relay):
     nothing is proved once they are in the buffer.
     """
 
+    wakes = True
+
     def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         """Own the stream; `nursery` is the one that `Factory.open` was given."""
         self._stream = stream
@@ -221,6 +227,7 @@ class StreamRelay(Relay):
         self._outbox = bytearray()
         self._ended = False
         self._broken = False
+        self._wakes = 0
         self._waiters = trio.lowlevel.ParkingLot()
         self._pumps = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope(shield=True)
@@ -301,11 +308,16 @@ class StreamRelay(Relay):
     async def _wait(self, ready: Callable[[], bool]) -> None:
         if self.closed:
             raise trio.ClosedResourceError("this relay is closed")
+        wakes = self._wakes
         await trio.lowlevel.checkpoint()
-        while not ready():
+        while not ready() and self._wakes == wakes:
             await self._waiters.park()
             if self.closed:
                 raise trio.ClosedResourceError("this relay is closed")
+
+    def wake(self) -> None:
+        self._wakes += 1
+        self._waiters.unpark_all()
 
     async def wait_for_rest(self) -> None:
         while not self._ended:
@@ -375,7 +387,7 @@ class Line:
 
     def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
         """Write a small job behind those that the worker has not answered yet; False, and nothing, if it can't be."""
-        if self._unsent or self._owed or self.relay.closed:
+        if self._unsent or self._owed or self.relay.closed or not self.relay.wakes:
             return False
         (frame,) = frames
         try:
