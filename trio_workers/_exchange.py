@@ -68,6 +68,10 @@ LONGEST_LABEL: Final = 100
 MOST_BYTES_AHEAD: Final = 4096
 """Bytes of a job that may lie in a line ahead of its turn: PIPE_BUF on Linux: a pipe takes it whole or not at all."""
 
+LEFT_ALONE: Final = 0.5
+"""Seconds that a job which nobody waits for any more may take once its turn has come, at least: it had been written
+into its worker's line, where jobs take microseconds, and those behind it would be lost with the worker."""
+
 KEPT_BELLS: Final = 1024
 """Bells kept for the next jobs that wait: about 1 kB each."""
 
@@ -477,10 +481,20 @@ class Exchange:
 
     @trio.lowlevel.enable_ki_protection
     async def _read_out(self, job: Job) -> None:
-        """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
+        """A task of the pool: ask a stream to end, and read to the last frame of an answer that nobody waits for.
+
+        A stream has `destroy_timeout` for that. So has a job that was left in a line, from the moment its turn came,
+        but `LEFT_ALONE` at least: others lie behind it.
+        """
         try:
             # Shielded, as all that ends workers is: this ends by itself, and at the latest with the worker.
-            with trio.move_on_after(self.config.destroy_timeout, shield=True):
+            with trio.CancelScope(shield=True) as scope:
+                time = self.config.destroy_timeout
+                if job.left is None:
+                    if job.state is WAITING:
+                        await self._wait_turn(job)
+                    time = max(time, LEFT_ALONE)
+                scope.deadline = trio.current_time() + time
                 asked = False
                 while job.state is not DONE:
                     line = None if job.seat is None else job.seat.worker.line
