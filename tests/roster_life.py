@@ -53,6 +53,7 @@ from trio_workers._seats import (
     Lend,
     Phase,
     Plan,
+    Recall,
     Retire,
     Seat,
     Settled,
@@ -728,7 +729,7 @@ class Life(Onlooker):
                 assert job.ahead is not None
                 if self.choose((False, False, False, False, False, True)):
                     self.tell(self.roster.taken_back, job.ahead, [job])  # the line is full
-        elif type(action) is TakeBack:
+        elif type(action) is TakeBack or type(action) is Recall:
             self.take_back(action.seat)
         elif type(action) is Begin:
             if action.job.state is ASSIGNED and not action.job.lease:

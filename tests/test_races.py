@@ -173,8 +173,7 @@ class Scene:
         now = self.pool.statistics()
         assert now.idle + now.busy + now.starting + now.leased + now.stopping == len(self.pool.workers)
         assert now.waiting == 0
-        for bell in self.core.exchange._bells:
-            assert bell.receive.statistics().current_buffer_used == 0
+        assert self.core.exchange._unflushed == []
         for name, runs in self.runs.items():
             assert runs <= 1, f"{name!r} ran {runs} times"
         for name, ending in self.endings.items():

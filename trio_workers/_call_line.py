@@ -494,6 +494,7 @@ class PacketLine(CallLine):
                     return f"the worker can't be given a job ({error})"
             else:
                 self._calls.begin_job(frames)
+                self._under_way = 1
                 self._begun = self._in_packet = True
                 return None
         self._in_packet = False
@@ -507,14 +508,20 @@ class PacketLine(CallLine):
             return f"the worker can't be given a job ({error})"
         return super().begin(frames)
 
-    def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """See `Line.begin_ahead`."""
+    def flush_behind(self) -> None:
+        """See `Line.flush_behind`: each job is a packet of its own."""
         try:
-            os.write(self._packets_fd, frames[0])
+            while self._behind:
+                os.write(self._packets_fd, self._behind[0])
+                self._set_off()
         except OSError:
-            return False
-        self._calls.begin_behind(frames)
-        return True
+            return  # no room now, or the worker is gone, which whoever reads this line will see
+
+    def _push_next(self) -> None:
+        self._in_packet = False
+        with contextlib.suppress(OSError):
+            self._packets.send(LOOK)
+        super()._push_next()
 
     def take_back(self) -> Collection[int]:
         """See `Line.take_back`."""
@@ -527,16 +534,19 @@ class PacketLine(CallLine):
             self._packets.send(taken.pop(ids[0]))  # not even the job in front has been read: it stays
         # The child may have read one while we did: the job in front is among ours then, and that one is not.
         self._calls.ids = deque(id_ for id_ in ids if id_ not in taken)
-        return taken
+        self._under_way -= len(taken)
+        found = [*taken, *map(_id_of, self._behind)]
+        self._behind.clear()
+        return found
 
     def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
         """See `Line.is_of`."""
         return _id_of(job[0]) in ids
 
-    def turn(self) -> None:
+    def turn(self, *, more: bool) -> None:
         """See `Line.turn`."""
-        self._answered = self._calls.pending
         self._in_packet = True
+        super().turn(more=more)
 
     def stop_worker(self) -> None:
         """See `Line.stop_worker`."""

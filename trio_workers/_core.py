@@ -60,6 +60,7 @@ from ._seats import (
     Lend,
     Phase,
     Plan,
+    Recall,
     Retire,
     Seat,
     Settled,
@@ -193,7 +194,7 @@ class PoolCore:
         self._house = trio.CancelScope(shield=True)  # `close` ends it: a body that is shielded still needs its workers
         self._nap = trio.CancelScope()
         self._carrying = False
-        self._now: deque[Begin | Lend | TakeBack | Wake | Spawn | Drained] = deque()
+        self._now: deque[Begin | Lend | TakeBack | Recall | Wake | Spawn | Drained] = deque()
         self._emits: deque[Emit | GiveUp | Settled] = deque()
         self._ends: deque[Retire | Kill] = deque()
 
@@ -405,7 +406,7 @@ class PoolCore:
         if deadline != self._nap.deadline:
             self._nap.deadline = deadline
 
-    def _do(self, action: Begin | Lend | TakeBack | Wake | Spawn | Drained) -> None:
+    def _do(self, action: Begin | Lend | TakeBack | Recall | Wake | Spawn | Drained) -> None:
         # By the type, the usual ones first: this is on the way of every job that waits.
         if type(action) is Lend:
             self.exchange.lend()
@@ -418,6 +419,8 @@ class PoolCore:
             self.exchange.ring(job)
         elif type(action) is TakeBack:
             self.exchange.take_back(action.seat)
+        elif type(action) is Recall:
+            self.exchange.recall(action.seat)
         elif type(action) is Spawn:
             seat = action.seat
             seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
@@ -539,12 +542,12 @@ class PoolCore:
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_house(self) -> None:
-        """Sleep until the roster has something to do by the clock."""
+        """Write what has been lent, at the end of each pass; and do what the roster has to do by the clock."""
         with self._house:
             while True:
                 deadline = min(self.roster.next_deadline(), self._read_memory_at)
                 with trio.CancelScope(deadline=deadline) as self._nap:
-                    await trio.sleep_forever()
+                    await self.exchange.flush_when_asked()
                 if trio.current_time() >= self._read_memory_at:
                     self._read_memory_at = trio.current_time() + READ_MEMORY_EVERY
                     self._carry_out(self.roster.measured(self._read_memory()))
@@ -700,7 +703,7 @@ class PoolCore:
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
 
 
-_AT_ONCE: Final = frozenset((Begin, Lend, TakeBack, Wake, Spawn, Drained))
+_AT_ONCE: Final = frozenset((Begin, Lend, TakeBack, Recall, Wake, Spawn, Drained))
 
 
 def _plan(source: Source) -> Plan:

@@ -9,16 +9,17 @@ Whoever reads a whole outcome settles it in one synchronous block (`_settle`): t
 place, `begin` writes that job, its task is woken. Whoever sees the end of a relay, or garbage, decides nothing: it
 reports the worker as suspect and waits until the worker's own task has told how it ended.
 
-Bells. A job that waits is woken over a memory channel of its own (buffer 1, kept and used again). A message is a mere
-wake-up; the truth is in `job.state`. So a deadline or a cancel that comes in the same pass as a worker loses nothing:
-whatever exception came first, what happens next is decided by the state (`abandon`).
+Rings. A task that waits for news of its job sleeps (`_sleep`), and whoever changes the job's state wakes it (`ring`). A
+ring is a mere wake-up, and lost on who is awake; the truth is in `job.state`, which is looked at before each sleep. So
+a deadline or a cancel that comes in the same pass as a worker loses nothing: whatever exception came first, what
+happens next is decided by the state (`abandon`).
 """
 
 import logging
 from collections.abc import AsyncIterator, Callable
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
 import attrs
 import trio
@@ -37,7 +38,7 @@ from ._errors import (
     WorkersError,
     how_it_ended,
 )
-from ._goridge import FrameError
+from ._goridge import PIPE_BUF, FrameError
 from ._relay import Line, LineEnded
 from ._roster import Roster
 from ._seats import (
@@ -65,15 +66,12 @@ E = TypeVar("E", bound=WorkerError)
 LONGEST_LABEL: Final = 100
 """Characters of a job's label that an error or a log line shows."""
 
-MOST_BYTES_AHEAD: Final = 4096
-"""Bytes of a job that may lie in a line ahead of its turn: PIPE_BUF on Linux: a pipe takes it whole or not at all."""
-
 LEFT_ALONE: Final = 0.5
 """Seconds that a job which nobody waits for any more may take once its turn has come, at least: it had been written
 into its worker's line, where jobs take microseconds, and those behind it would be lost with the worker."""
 
-KEPT_BELLS: Final = 1024
-"""Bells kept for the next jobs that wait: about 1 kB each."""
+FEW: Final = 4
+"""Below so many waiting jobs each is written into its line at once; else at the end of the pass, with others."""
 
 Outcome = Replied | Failed | Part
 
@@ -84,15 +82,6 @@ class Ending:
 
     returncode: int | None
     stderr: str = ""
-
-
-class Bell:
-    """How a waiting job's task is woken."""
-
-    __slots__ = ("receive", "send")
-
-    def __init__(self) -> None:
-        self.send, self.receive = trio.open_memory_channel[None](1)
 
 
 class Exchange:
@@ -115,7 +104,9 @@ class Exchange:
         self.failure = failure
         self.config = config
         self._tell = tell
-        self._bells: list[Bell] = []
+        self._unflushed: list[Line] = []
+        self._flusher: trio.lowlevel.Task | None = None
+        self._flush_asked = False
         self._thread = get_ident()
 
     # a whole job
@@ -168,7 +159,7 @@ class Exchange:
             )
         roster = self._roster
         if seat is None:
-            if roster.plan.read_ahead > 1 and (len(job.frames) != 1 or len(job.frames[0]) > MOST_BYTES_AHEAD):
+            if roster.plan.read_ahead > 1 and (len(job.frames) != 1 or len(job.frames[0]) > PIPE_BUF):
                 job.alone = True
             actions = roster.submit(job)
         else:
@@ -262,16 +253,12 @@ class Exchange:
 
     async def _wait_turn(self, job: Job) -> None:
         """Wait until the job is given a worker, or the roster says that `allocate_timeout` is over."""
-        bell = job.bell
-        if bell is None:
-            bell = job.bell = self._bells.pop() if self._bells else Bell()
         while job.state is WAITING:
-            await bell.receive.receive()
-            job.rung = False
             if job.late and job.ahead is not None:
                 self.take_back(job.ahead)
             if job.late and job.ahead is None:
                 break
+            await _sleep(job)
         if job.state is WAITING:
             await trio.lowlevel.checkpoint_if_cancelled()  # who is cancelled in the same moment is told that
             error = self._explain(job)
@@ -305,6 +292,39 @@ class Exchange:
                 job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
             if not line.begin_ahead(job.frames):
                 self._carry_out(self._roster.taken_back(seat, [job]))
+            elif not line.awaits_flush:
+                line.awaits_flush = True
+                self._unflushed.append(line)
+        if not self._unflushed or self._flush_asked:
+            return
+        if self._flusher is None or self._roster.waiting < FEW:
+            self.flush()
+        else:
+            self._flush_asked = True
+            trio.lowlevel.reschedule(self._flusher)
+            self._flusher = None
+
+    async def flush_when_asked(self) -> NoReturn:
+        """Sleep, and write what has been lent at the end of each pass. The housekeeper does so until it is cancelled.
+
+        A worker that is woken for one small job after the other costs more than the jobs.
+        """
+        while True:
+            self._flusher = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._stop_flushing)
+            self._flush_asked = False
+            self.flush()
+
+    def _stop_flushing(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._flusher = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def flush(self) -> None:
+        """Write what has been lent to lines, as far as they take it at once."""
+        lines, self._unflushed = self._unflushed, []
+        for line in lines:
+            line.awaits_flush = False
+            line.flush_behind()
 
     def take_back(self, seat: Seat) -> None:
         """Take back what lies in a line and has not been read; where something stays, see how far its worker is."""
@@ -319,11 +339,24 @@ class Exchange:
                 line.relay.wake()
                 return
         if seat.ahead and seat.jobs:
-            # Its worker may have read one of them; then it has answered all before.
-            head = seat.jobs[0]
-            self._look(head)
-            if head.outcome is not None:
-                line.relay.wake()
+            self.look(seat)  # its worker may have read one of them, and then it has answered all before
+
+    def recall(self, seat: Seat) -> None:
+        """The job in front takes long: take back what lies behind it, if it has not been answered meanwhile."""
+        if not self.look(seat):
+            self.take_back(seat)
+
+    def look(self, seat: Seat) -> bool:
+        """See, without waiting, whether the job in front has been answered; settle it."""
+        line = seat.worker.line
+        if line is None or not seat.jobs:
+            return False
+        head = seat.jobs[0]
+        self._look(head)
+        if head in seat.jobs:
+            return False
+        line.relay.wake()
+        return True
 
     async def _next_event(self, job: Job, line: Line) -> Event | None:
         """Wait for the line's next event: one pass of the run loop where the job is written and the reply is small.
@@ -373,11 +406,8 @@ class Exchange:
 
     async def _wait_for_news(self, job: Job, seat: Seat) -> None:
         """Wait until the worker's end has been told, and so what becomes of the job."""
-        if job.state is WRITTEN and job.seat is seat and job.bell is None:
-            job.bell = self._bells.pop() if self._bells else Bell()
         while job.state is WRITTEN and job.seat is seat:
-            await job.bell.receive.receive()
-            job.rung = False
+            await _sleep(job)
 
     def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         """Take note of a whole outcome and hand the worker on, in one synchronous block.
@@ -414,7 +444,7 @@ class Exchange:
             actions = self._roster.stop_requested(seat, job, dirt)
         else:
             actions = self._roster.replied(seat, job, dirt)
-        line.turn()
+        line.turn(more=bool(seat.jobs))
         if actions:
             self._carry_out(actions)
 
@@ -517,24 +547,27 @@ class Exchange:
                 job.left.set()
 
     def hang_up(self, job: Job) -> None:
-        """Let go of what a job that is over has: its frames, which may be large, and its bell."""
+        """Let go of what a job that is over has: its frames, which may be large."""
         job.frames = ()
         job.payload = None
-        bell = job.bell
-        if bell is None:
-            return
-        job.bell = None
-        if job.rung:
-            job.rung = False
-            bell.receive.receive_nowait()  # the message that nobody took
-        if len(self._bells) < KEPT_BELLS:
-            self._bells.append(bell)
 
     def ring(self, job: Job) -> None:
-        """Wake the job's task, if it waits or soon will."""
-        if job.bell is not None and not job.rung:
-            job.rung = True
-            job.bell.send.send_nowait(None)
+        """Wake the job's task, if it sleeps."""
+        task = job.sleeper
+        if task is not None:
+            job.sleeper = None
+            trio.lowlevel.reschedule(task)
+
+
+async def _sleep(job: Job) -> None:
+    """Sleep until somebody rings: there may be news of the job."""
+
+    def wake_up(raise_cancel: object) -> trio.lowlevel.Abort:
+        job.sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    job.sleeper = trio.lowlevel.current_task()
+    await trio.lowlevel.wait_task_rescheduled(wake_up)
 
 
 def _moved_on(job: Job, seat: Seat) -> bool:

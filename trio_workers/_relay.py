@@ -16,13 +16,14 @@ import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Final
 
 import trio
 
 from . import _platform
 from ._conversation import Event, Shaken, Stage, Talk
-from ._goridge import FrameError, printable
+from ._goridge import PIPE_BUF, FrameError, printable
 
 READ_SIZE: Final = 64 * 1024
 """Bytes asked for in one read: a pipe's default capacity, and below malloc's threshold for a fresh mapping."""
@@ -336,7 +337,20 @@ class Line:
     others may lie behind it (`begin_ahead`), whose turn comes when the one before is answered (`turn`).
     """
 
-    __slots__ = ("_answered", "_begun", "_owed", "_unsent", "conversation", "events", "fault", "peer", "relay")
+    __slots__ = (
+        "_answered",
+        "_begun",
+        "_behind",
+        "_owed",
+        "_under_way",
+        "_unsent",
+        "awaits_flush",
+        "conversation",
+        "events",
+        "fault",
+        "peer",
+        "relay",
+    )
 
     def __init__(self, relay: Relay, conversation: Talk) -> None:
         self.relay: Relay = relay
@@ -348,6 +362,10 @@ class Line:
         self.fault: FrameError | None = None
         self._unsent: deque[bytes | memoryview] = deque()
         self._owed: deque[bytes | memoryview] = deque()
+        self._behind: deque[bytes | memoryview] = deque()
+        self._under_way = 0
+        self.awaits_flush = False
+        """Whether the exchange will call `flush_behind`."""
         self._begun = False
         self._answered = False
 
@@ -373,6 +391,7 @@ class Line:
         if relay.has_input():
             return self._stale()
         self.conversation.begin_job(frames)
+        self._under_way = 1
         if self._owed:
             self._unsent.extend(self._owed)
             self._owed.clear()
@@ -386,35 +405,71 @@ class Line:
         return None
 
     def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
-        """Write a small job behind those that the worker has not answered yet; False, and nothing, if it can't be."""
-        if self._unsent or self._owed or self.relay.closed or not self.relay.wakes:
+        """Begin a small job behind those that the worker has not answered yet, to be written by `flush_behind`.
+
+        False where that can't be.
+        """
+        if self.relay.closed or not self.relay.wakes:
             return False
-        (frame,) = frames
-        try:
-            written = self.relay.write_now(frame)
-        except OSError:
-            return False  # whoever reads this line will see that it is at its end
-        if not written:
-            return False
-        self.conversation.begin_behind(frames)
-        if written < len(frame):
-            self._unsent.append(memoryview(frame)[written:])  # whose turn it is writes on
+        self._behind.extend(frames)
         return True
 
+    def flush_behind(self) -> None:
+        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
+        behind = self._behind
+        while behind and not self._unsent and not self._owed and not self.relay.closed:
+            frames = [behind[0]]
+            size = len(behind[0])
+            for frame in islice(behind, 1, None):
+                size += len(frame)
+                if size > PIPE_BUF:
+                    break
+                frames.append(frame)
+            data = b"".join(frames)
+            try:
+                written = self.relay.write_now(data)
+            except OSError:
+                return  # whoever reads this line will see that it is at its end
+            if not written:
+                return
+            for _ in frames:
+                self._set_off()
+            if written < len(data):
+                self._unsent.append(memoryview(data)[written:])  # whose turn it is writes on
+
+    def _set_off(self) -> bytes | memoryview:
+        """Note that the next of those that were begun ahead is on its way."""
+        frame = self._behind.popleft()
+        self.conversation.begin_behind((frame,))
+        self._under_way += 1
+        return frame
+
     def take_back(self) -> Collection[int]:
-        """Take back what the worker has not read yet; return the ids of those jobs.
+        """Take back what the worker has not read yet, as far as that is known; return the ids of those jobs.
 
         Where none of them has been read the one in front stays; else that may be among them.
         """
-        return ()
+        ids = [id(frame) for frame in self._behind]
+        self._behind.clear()
+        return ids
 
     def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
         """Whether one of these ids is that of a job with these frames."""
-        return False
+        return id(job[0]) in ids
 
-    def turn(self) -> None:
-        """Note that the job in front has been answered: it is the next one's turn, if one lies behind it."""
+    def turn(self, *, more: bool) -> None:
+        """Note that the job in front has been answered: it is the next one's turn, if there is `more`."""
         self._answered = self.conversation.pending
+        self._under_way -= 1
+        if more and not self._under_way and self._behind:
+            self.flush_behind()
+            if not self._under_way:
+                self._begun = False
+                self._push_next()
+
+    def _push_next(self) -> None:
+        """Begin the next job although the relay takes nothing now: its own task writes it."""
+        self._unsent.append(self._set_off())
 
     def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
         """After the worker's death: for each of the jobs it had, whether it did not read it whole; None: not known."""
@@ -589,6 +644,7 @@ class Line:
         self.relay.close()
         self._unsent.clear()
         self._owed.clear()
+        self._behind.clear()
 
     @property
     def started(self) -> bool | None:

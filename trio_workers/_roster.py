@@ -66,6 +66,7 @@ from ._seats import (
     Kill,
     Phase,
     Plan,
+    Recall,
     Retire,
     Seat,
     Settled,
@@ -480,7 +481,7 @@ class Roster:
                     if seat.ahead and seat.looked_at is not job:
                         # Its worker may be at the next one already, and that must not pay for it: so look before.
                         seat.looked_at = job
-                        actions.append(TakeBack(seat))
+                        actions.append(Recall(seat))
                     else:
                         exceeding[seat] = Excess("exec_ttl", now - job.started, seat.exec_ttl, job)
                     break
@@ -490,7 +491,7 @@ class Roster:
                 seat.recall_at = math.inf
                 if seat.ahead and seat.state is SERVING:
                     seat.is_slow = True
-                    actions.append(TakeBack(seat))
+                    actions.append(Recall(seat))
         if now >= self._late_at:
             self._see_who_is_late(now, actions)
         actions.extend(self._shrink(now))

@@ -54,8 +54,8 @@ class Job:
     wait at all. `reserved`: with `debug`, the seat that comes up for it. `unhurried`: it waits on while workers serve.
     `dialect` is the wire its `frames` are in; `payload` is what they are made of, where they may have to be made anew.
     `slack`: seconds that it may take beyond `exec_ttl`, for it is a chunk, and what is bounded is its last call.
-    `bell` is the exchange's: how the job's own task is woken. It says nothing; the truth is in `state`. So is
-    `left`, set when a stream that its caller has left early has been read to its end.
+    `sleeper` is the exchange's: the job's own task, while it sleeps. So is `left`, set when a stream that its caller
+    has left early has been read to its end.
 
     `ahead`: the seat in whose line the job lies ahead of its turn, while it waits. `alone`: it never does (a stream, a
     lease, a chunk, what is too large), and nothing lies behind it. `outcome` is what another job's task has read for
@@ -75,9 +75,8 @@ class Job:
     streaming: bool = False
     proof: bool | None = False
     phase: str = "idle"
-    bell: Any = None
+    sleeper: Any = None
     left: Any = None
-    rung: bool = False
     handed_in: float = NEVER
     reserved: "Seat | None" = None
     unhurried: bool = False
@@ -270,6 +269,12 @@ class TakeBack(NamedTuple):
     seat: Seat
 
 
+class Recall(NamedTuple):
+    """The job in front takes long: see whether it has been answered meanwhile, else take back those behind it."""
+
+    seat: Seat
+
+
 class Wake(NamedTuple):
     """The job's state has changed without its task: let it look."""
 
@@ -323,7 +328,7 @@ class Drained(NamedTuple):
     """The last seat is gone and no other will come."""
 
 
-Action = Begin | Lend | TakeBack | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
+Action = Begin | Lend | TakeBack | Recall | Wake | Spawn | Retire | Kill | Emit | GiveUp | Settled | Watch | Drained
 Actions = Sequence[Action]
 NOTHING: Final[Actions] = ()
 WATCH: Final[Actions] = (Watch(),)
