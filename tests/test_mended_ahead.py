@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -12,7 +13,18 @@ from trio.testing import MockClock
 
 from tests.test_pool_logic import ask, config, settle, work
 from tests.test_stream_relay import StreamFactory
-from trio_workers import Config, Factory, JobError, Payload, PipeFactory, Pool, WorkerCrashed, open_pool
+from trio_workers import (
+    Config,
+    Factory,
+    JobError,
+    Payload,
+    PipeFactory,
+    Pool,
+    WorkerCrashed,
+    _roster,
+    open_pool,
+    open_python_pool,
+)
 from trio_workers.child import STOP_REQUEST, Job
 
 WORKER: Final = """
@@ -193,3 +205,29 @@ async def test_stop_request_comes_before_what_was_written_already(autojump_clock
         assert pool.statistics().exits == {"stop request": 1}
         await trio.sleep(1)
         assert answers[3:] == [b"stop"]
+
+
+async def test_cancelled_in_a_line_while_another_worker_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes out of a line because its caller goes is given to nobody, however free: it has never begun."""
+    monkeypatch.setattr(_roster, "PATIENCE", 100.0)  # or it would be out of the line soon anyway
+    async with open_python_pool(num_workers=2) as pool:
+        async with pool.lease() as one, pool.lease() as other:
+            await one.run_sync(abs, -1)  # so it is seen how quick they are
+            await other.run_sync(abs, -1)
+        scope = trio.CancelScope()
+
+        async def call() -> None:
+            with scope:
+                await pool.run_sync(time.sleep, 10)
+
+        async with trio.open_nursery() as nursery:
+            async with pool.lease():
+                nursery.start_soon(pool.run_sync, time.sleep, 0.3)
+                await settle()
+                nursery.start_soon(call)
+                await settle()
+                assert (pool.statistics().busy, pool.statistics().waiting) == (1, 1)
+            assert (pool.statistics().idle, pool.statistics().waiting) == (1, 1), "it is in the line of the other"
+            scope.cancel()
+        assert pool.statistics().exits == {}
+        assert pool.statistics().jobs["cancelled"] == 1

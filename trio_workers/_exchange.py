@@ -465,15 +465,17 @@ class Exchange:
 
     def _leave_in_line(self, job: Job) -> bool:
         """See whether a job whose caller has gone must be left to its worker, for others' sake."""
+        was_left = job.bound
         if job.ahead is not None:
+            job.bound = True  # taken back, it goes on nowhere
             self.take_back(job.ahead)
+        elif job.state is WRITTEN and job.seat is not None and job.seat.ahead:
+            job.bound = True
+            self.take_back(job.seat)
         seat = job.seat
-        if job.state is WRITTEN and seat is not None:
-            if seat.ahead:
-                self.take_back(seat)
-            if not job.streaming:
-                self._look(job)
-        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or job.bound):
+        if not job.streaming:
+            self._look(job)
+        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or was_left):
             return False
         job.bound = True
         self._background(self._read_out, job)
@@ -483,7 +485,7 @@ class Exchange:
         """See, without waiting, whether the whole answer to a job is there, and settle it."""
         seat = job.seat
         line = None if seat is None else seat.worker.line
-        if seat is None or line is None or not line.whole:
+        if job.state is not WRITTEN or seat is None or line is None or not line.whole:
             return
         try:
             event = line.take()
