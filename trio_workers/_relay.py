@@ -346,6 +346,7 @@ class Line:
         "_unsent",
         "awaits_flush",
         "conversation",
+        "ended",
         "events",
         "fault",
         "peer",
@@ -366,6 +367,8 @@ class Line:
         self._under_way = 0
         self.awaits_flush = False
         """Whether the exchange will call `flush_behind`."""
+        self.ended = False
+        """Whether the worker's process has ended: what it has read or not is being looked at."""
         self._begun = False
         self._answered = False
 
@@ -409,13 +412,13 @@ class Line:
 
         False where that can't be.
         """
-        if self.relay.closed or not self.relay.wakes:
+        if self.ended or self.relay.closed or not self.relay.wakes:
             return False
         self._behind.extend(frames)
         return True
 
     def flush_behind(self) -> None:
-        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
+        """Write those that were begun ahead, as far as the relay takes them: whole frames, PIPE_BUF bytes at most."""
         behind = self._behind
         while behind and not self._unsent and not self._owed and not self.relay.closed:
             frames = [behind[0]]

@@ -207,6 +207,7 @@ class Supervision:
         answered: list[Job] = []
         unstarted: list[Job] = []
         if line is not None:
+            line.ended = True
             if seat.ahead:
                 self._carry_out([TakeBack(seat)])
             line.finish()
