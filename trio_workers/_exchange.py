@@ -67,6 +67,10 @@ E = TypeVar("E", bound=WorkerError)
 LONGEST_LABEL: Final = 100
 """Characters of a job's label that an error or a log line shows."""
 
+LEFT_ALONE: Final = 0.5
+"""Seconds that a job which nobody waits for any more may take once its turn has come, at least: it had been written
+into its worker's line, where jobs take microseconds, and those behind it would be lost with the worker."""
+
 FEW: Final = 4
 """Below so many waiting jobs each is written into its line at once; else at the end of the pass, with others."""
 
@@ -473,15 +477,17 @@ class Exchange:
 
     def _leave_in_line(self, job: Job) -> bool:
         """See whether a job whose caller has gone must be left to its worker, for others' sake."""
+        was_left = job.bound
         if job.ahead is not None:
+            job.bound = True  # taken back, it goes on nowhere
             self.take_back(job.ahead)
+        elif job.state is WRITTEN and job.seat is not None and job.seat.ahead:
+            job.bound = True
+            self.take_back(job.seat)
         seat = job.seat
-        if job.state is WRITTEN and seat is not None:
-            if seat.ahead:
-                self.take_back(seat)
-            if not job.streaming:
-                self._look(job)
-        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or job.bound):
+        if not job.streaming:
+            self._look(job)
+        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or was_left):
             return False
         job.bound = True
         self._background(self._read_out, job)
@@ -519,10 +525,20 @@ class Exchange:
 
     @trio.lowlevel.enable_ki_protection
     async def _read_out(self, job: Job) -> None:
-        """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
+        """A task of the pool: ask a stream to end, and read to the last frame of an answer that nobody waits for.
+
+        A stream has `destroy_timeout` for that. So has a job that was left in a line, from the moment its turn came,
+        but `LEFT_ALONE` at least: others lie behind it.
+        """
         try:
             # Shielded, as all that ends workers is: this ends by itself, and at the latest with the worker.
-            with trio.move_on_after(self.config.destroy_timeout, shield=True):
+            with trio.CancelScope(shield=True) as scope:
+                time = self.config.destroy_timeout
+                if job.left is None:
+                    if job.state is WAITING:
+                        await self._wait_turn(job)
+                    time = max(time, LEFT_ALONE)
+                scope.deadline = trio.current_time() + time
                 asked = False
                 while job.state is not DONE:
                     line = None if job.seat is None else job.seat.worker.line

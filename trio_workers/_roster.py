@@ -248,10 +248,13 @@ class Roster:
         seat.begun -= 1
         self._take_away(seat)
         actions: list[Action] = []
-        if not seat.served and not seat.lease and dirt is None and seat.state is SERVING and not seat.plan.debug:
+        fresh = not seat.served and not seat.lease and not seat.leaving
+        if fresh and dirt is None and seat.state is SERVING and not seat.plan.debug:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)
         actions.extend(self.retire(seat, "stop request") if dirt is None else self.suspect(seat, dirt))
+        if seat.ahead and seat.state is SERVING:
+            actions.extend(self._go_on(seat, self._clock()))  # what has been written to it comes before the stop
         return actions
 
     def refused(self, seat: Seat, job: Job, why: BaseException | str) -> Actions:
@@ -919,7 +922,7 @@ class Roster:
         seat.leaving = seat.leaving or reason
         seat.vacant = True
         self._take_away(seat)
-        if not seat.jobs and (seat.lease is None or seat.at_once):
+        if not seat.jobs and not seat.ahead and (seat.lease is None or seat.at_once):
             self._stop(seat, actions)
 
     def _serve_on(self, slot: int, actions: list[Action]) -> None:
