@@ -254,6 +254,7 @@ class Roster:
         self._hand_on([job], actions, End.RETIRED)
         actions.extend(self.retire(seat, "stop request") if dirt is None else self.suspect(seat, dirt))
         if seat.ahead and seat.state is SERVING:
+            actions.append(Wake(seat.ahead[0]))
             actions.extend(self._go_on(seat, self._clock()))  # what has been written to it comes before the stop
         return actions
 
