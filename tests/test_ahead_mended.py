@@ -9,8 +9,7 @@ from trio.testing import MockClock
 
 from tests.test_pool_logic import config, settle, work
 from trio_workers import Config, Payload, Pool, open_pool
-from trio_workers._exchange import MOST_BYTES_AHEAD
-from trio_workers._goridge import PROTOCOLS, encode_job
+from trio_workers._goridge import PIPE_BUF, PROTOCOLS, encode_job
 
 LARGE: Final = b"#" * 100_000
 
@@ -62,9 +61,9 @@ async def test_a_large_job_that_waits_through_a_reset(autojump_clock: MockClock)
 @pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one != "goridge-3"])
 async def test_a_job_that_another_wire_makes_large(protocol: str, autojump_clock: MockClock) -> None:
     """Small enough in the wire it was encoded for, it is none to lie ahead of its turn in that of a later plan."""
-    context = b"c" * (MOST_BYTES_AHEAD - 17)
+    context = b"c" * (PIPE_BUF - 17)
     (frame,) = encode_job("goridge-3", context, b"x")
-    assert len(frame) <= MOST_BYTES_AHEAD
+    assert len(frame) <= PIPE_BUF
     assert len(encode_job(protocol, context, b"x")) == 2
     async with open_pool(reading_ahead(2)) as pool:
         async with trio.open_nursery() as nursery:
