@@ -328,6 +328,8 @@ class Life(Onlooker):
         begun = [action.job for action in actions if type(action) is Begin]
         told = {action.job for action in actions if type(action) is Wake}
         told.update(begun)
+        if before.what == "replied" and own is not None and own.seat is not None:
+            told.update(own.seat.jobs)  # woken by who told the outcome
         handed_on: set[Job] = set()
         for job, (state, seat, hand_ons) in before.jobs.items():
             if state is WAITING and job.state is WRITTEN:

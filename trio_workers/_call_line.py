@@ -556,7 +556,7 @@ class PacketLine(CallLine):
     @property
     def started(self) -> bool | None:
         """See `Line.started`."""
-        if self._answered or not self._in_packet:
+        if self.answered or not self._in_packet:
             return super().started
         return self._begun and not _platform.HERE.unread_packets(self._spare.fileno())
 

@@ -7,7 +7,7 @@ from ._config import Config
 from ._conversation import Failed
 from ._errors import JobError
 from ._goridge import encode_job
-from ._model import Payload
+from ._model import Payload, payload_of
 
 
 class Answer(Protocol):
@@ -79,4 +79,4 @@ def check_label(label: object) -> str | None:
 
 def decode(answer: Answer) -> Payload:
     """Turn an answer into a payload."""
-    return Payload(answer.body, answer.context)
+    return payload_of(answer.body, answer.context)

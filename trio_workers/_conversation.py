@@ -192,6 +192,7 @@ class Talk(Protocol):
     def stop_stream(self) -> bytes: ...
     def begin_job(self, frames: Sequence[bytes | memoryview]) -> None: ...
     def begin_behind(self, frames: Sequence[bytes | memoryview]) -> None: ...
+    def take_several(self, data: bytes, events: deque[Event]) -> int: ...
     def receive(self, data: bytes) -> None: ...
     def next_event(self) -> Event | None: ...
     def drop(self) -> None: ...
@@ -247,6 +248,21 @@ class Conversation:
             self._move("job")
         else:
             self._behind += 1
+
+    def take_several(self, data: bytes, events: deque[Event]) -> int:
+        """Take the whole plain replies at the front of these bytes; return how many bytes they were.
+
+        Nothing else may be pending. What is none of the usual case is left to `receive`.
+        """
+        end = 0
+        if self._row.stage is _WAITING and not self._old:
+            for context, body, then in self._decoder.plain_replies(data, self._behind + 1):
+                if not body and context == STOP:
+                    break
+                events.append(Replied(context, body))
+                end = then
+                self._move(Replied)
+        return end
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the worker."""

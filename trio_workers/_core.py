@@ -43,6 +43,7 @@ from ._roster import MOST_AHEAD, Roster
 from ._seats import (
     ASSIGNED,
     GONE,
+    LEND,
     NEVER,
     SERVING,
     STOPPING,
@@ -164,7 +165,7 @@ class PoolCore:
         self.roster = Roster(
             config.num_workers,
             _plan(Source(config, codec)),
-            clock=trio.current_time,
+            clock=trio.lowlevel.current_clock().current_time,
             wall=time.time,
             latest_first=latest_first,
         )
@@ -371,6 +372,9 @@ class PoolCore:
         DESTRUCT is told before the process is ended. Actions that arise on the way (a write that fails, say) join the
         queue of the outermost call.
         """
+        if actions is LEND and not self._carrying:
+            self.exchange.lend()  # the way of every job that waits
+            return
         now = self._now
         for action in actions:
             if type(action) in _AT_ONCE:
@@ -650,7 +654,7 @@ class PoolCore:
     def job(self, payload: Payload, label: str | None = None) -> Job:
         """Make a job of a payload, or raise an error that says why it can't be."""
         codec: Codec = self.roster.plan.source.codec
-        job = Job(codec.encode(payload), check_label(label), dialect=codec.dialect)
+        job = Job(codec.encode(payload), label if label is None else check_label(label), dialect=codec.dialect)
         job.payload = payload
         return job
 

@@ -46,6 +46,7 @@ from ._seats import (
     DONE,
     GONE,
     NEVER,
+    NOTHING,
     STOPPING,
     WAITING,
     WRITTEN,
@@ -65,6 +66,10 @@ E = TypeVar("E", bound=WorkerError)
 
 LONGEST_LABEL: Final = 100
 """Characters of a job's label that an error or a log line shows."""
+
+LEFT_ALONE: Final = 0.5
+"""Seconds that a job which nobody waits for any more may take once its turn has come, at least: it had been written
+into its worker's line, where jobs take microseconds, and those behind it would be lost with the worker."""
 
 FEW: Final = 4
 """Below so many waiting jobs each is written into its line at once; else at the end of the pass, with others."""
@@ -100,7 +105,7 @@ class Exchange:
         self.failure = failure
         self.config = config
         self._tell = tell
-        self._settling = False
+        self._settling = self._lend_behind = False
         self._unflushed: list[Line] = []
         self._flusher: trio.lowlevel.Task | None = None
         self._flush_asked = False
@@ -281,10 +286,12 @@ class Exchange:
     def lend(self) -> None:
         """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once.
 
-        Not while answers are being settled: what has come already can be the answer to none of them.
+        While answers are being settled, when that is done: what has come already can be the answer to none of them.
         """
         if self._settling:
+            self._lend_behind = True
             return
+        alarm = self._roster.alarm
         while (job := self._roster.lend()) is not None:
             seat = job.ahead
             assert seat is not None
@@ -297,6 +304,8 @@ class Exchange:
             elif not line.awaits_flush:
                 line.awaits_flush = True
                 self._unflushed.append(line)
+        if self._roster.alarm < alarm:
+            self._carry_out(NOTHING)  # the housekeeper is to be up in time
         if not self._unflushed or self._flush_asked:
             return
         if self._flusher is None or self._roster.waiting < FEW:
@@ -414,33 +423,40 @@ class Exchange:
     def _settle(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         """Take note of a whole outcome and hand the worker on, in one synchronous block.
 
-        So with what came behind it: the answers to jobs that lay in the line, each for its own task. Others are lent to
-        it behind that, so a worker that answers once too often is found out by what is left over.
+        So with what came behind it: the answers to jobs that lay in the line, each for its own task. Who has the worker
+        then reads on. Others are lent when all that is done, so an answer too many is left over, and gives the worker
+        away.
         """
         settling, self._settling = self._settling, True
         try:
-            self._settle_all(job, seat, line, event)
+            self._settle_one(job, seat, line, event)
+            if seat.jobs:
+                if line.has_more:
+                    self._settle_behind(seat, line)
+                if seat.jobs:
+                    self.ring(seat.jobs[0])
         finally:
             self._settling = settling
-        self.lend()
+        if self._lend_behind and not settling:
+            self._lend_behind = False
+            self.lend()
 
-    def _settle_all(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
-        self._settle_one(job, seat, line, event)
+    def _settle_behind(self, seat: Seat, line: Line) -> None:
         while seat.jobs and line.has_more:
             job = seat.jobs[0]
             try:
-                another = line.take()
+                event = line.take()
             except FrameError as error:
                 self._carry_out(self._roster.suspect(seat, error))
                 return
-            if another is None:
+            if event is None:
                 return
-            if type(another) is Part:
-                line.events.appendleft(another)  # for its own task, which has been rung
+            if type(event) is Part:
+                line.events.appendleft(event)  # for its own task
                 return
-            if type(another) is not StopAsked:
-                job.outcome = another
-            self._settle_one(job, seat, line, another)
+            if type(event) is not StopAsked:
+                job.outcome = event
+            self._settle_one(job, seat, line, event)
             self.ring(job)
 
     def _settle_one(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
@@ -476,15 +492,17 @@ class Exchange:
 
     def _leave_in_line(self, job: Job) -> bool:
         """See whether a job whose caller has gone must be left to its worker, for others' sake."""
+        was_left = job.bound
         if job.ahead is not None:
+            job.bound = True  # taken back, it goes on nowhere
             self.take_back(job.ahead)
+        elif job.state is WRITTEN and job.seat is not None and job.seat.ahead:
+            job.bound = True
+            self.take_back(job.seat)
         seat = job.seat
-        if job.state is WRITTEN and seat is not None:
-            if seat.ahead:
-                self.take_back(seat)
-            if not job.streaming:
-                self._look(job)
-        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or job.bound):
+        if not job.streaming:
+            self._look(job)
+        if job.ahead is None and (job.state is not WRITTEN or seat is None or not seat.ahead or was_left):
             return False
         job.bound = True
         self._background(self._read_out, job)
@@ -494,7 +512,7 @@ class Exchange:
         """See, without waiting, whether the whole answer to a job is there, and settle it."""
         seat = job.seat
         line = None if seat is None else seat.worker.line
-        if seat is None or line is None or not line.whole:
+        if job.state is not WRITTEN or seat is None or line is None or not line.whole:
             return
         try:
             event = line.take()
@@ -522,10 +540,20 @@ class Exchange:
 
     @trio.lowlevel.enable_ki_protection
     async def _read_out(self, job: Job) -> None:
-        """A task of the pool: ask the stream to end, and read to its last frame within `destroy_timeout`."""
+        """A task of the pool: ask a stream to end, and read to the last frame of an answer that nobody waits for.
+
+        A stream has `destroy_timeout` for that. So has a job that was left in a line, from the moment its turn came,
+        but `LEFT_ALONE` at least: others lie behind it.
+        """
         try:
             # Shielded, as all that ends workers is: this ends by itself, and at the latest with the worker.
-            with trio.move_on_after(self.config.destroy_timeout, shield=True):
+            with trio.CancelScope(shield=True) as scope:
+                time = self.config.destroy_timeout
+                if job.left is None:
+                    if job.state is WAITING:
+                        await self._wait_turn(job)
+                    time = max(time, LEFT_ALONE)
+                scope.deadline = trio.current_time() + time
                 asked = False
                 while job.state is not DONE:
                     line = None if job.seat is None else job.seat.worker.line
@@ -729,9 +757,10 @@ def judge(seat: Seat, line: Line, *, dead: bool) -> None:
     unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
     for place, job in enumerate(jobs if dead else list(seat.jobs)):
         started = line.started
-        if unread and not (place == 0 and line.answered):
+        in_front = place < len(seat.jobs)
+        if unread and not (in_front and line.answered):
             # Those behind the one in front may have been read ahead by the program itself, and not begun.
-            proved = place == 0 or seat.plan.recalls
+            proved = in_front or seat.plan.recalls
             started = False if unread[place] else True if unread[place] is False and proved else None
         _judge(seat, line, job, started, dead=dead)
 

@@ -141,7 +141,7 @@ def encode_job(protocol: str, context: bytes, body: bytes) -> "tuple[bytes | mem
         split = len(context)
         size = split + len(body)
         head = _WITH_OPTION_3.pack(JOB_3, RAW, size, crc32(_START_3.pack(JOB_3, RAW, size)), 0, 0, split) + context
-        return _pieces(head, body)
+        return (head + body,) if size <= JOINED - 16 else _pieces(head, body)
     frame = frame_1 if protocol == "goridge-1" else frame_2
     first = frame(OLD_CONTROL | RAW, context)
     head = frame(0, b"", len(body))
@@ -210,6 +210,31 @@ class Decoder:
         if self._buffer[at] not in self.legal:
             raise self._refuse(f"the first byte {self._buffer[at]:#04x} can't begin a frame here")
         return self._parse(at)
+
+    def plain_replies(self, data: bytes, most: int) -> "list[tuple[bytes, bytes, int]]":
+        """Look at the front of these bytes for goridge-3 replies, whole, correct and without stream bits.
+
+        Return context, body and end of each, of at most so many. Nothing is taken.
+        """
+        found: list[tuple[bytes, bytes, int]] = []
+        at, have, limit = 0, len(data), self.max_frame_size
+        while at + 16 <= have and len(found) < most:
+            first, flags, size, checksum, bits, reserved, split = _WITH_OPTION_3.unpack_from(data, at)
+            start = at + 16
+            end = start + size
+            if (
+                first != JOB_3
+                or flags not in CODECS
+                or bits
+                or reserved
+                or not split <= size <= limit
+                or end > have
+                or crc32(data[at : at + 6]) != checksum
+            ):
+                break
+            found.append((data[start : start + split], data[start + split : end], end))
+            at = end
+        return found
 
     @property
     def leftover(self) -> bytes:

@@ -49,6 +49,18 @@ class Payload:
     context: bytes = attrs.field(default=b"", converter=_to_context, repr=printable)
 
 
+_set_body: Final = Payload.__dict__["body"].__set__
+_set_context: Final = Payload.__dict__["context"].__set__
+
+
+def payload_of(body: bytes, context: bytes) -> Payload:
+    """Make a payload of what is bytes already, without asking what it is."""
+    payload: Payload = object.__new__(Payload)
+    _set_body(payload, body)
+    _set_context(payload, context)
+    return payload
+
+
 class WorkerState(enum.IntEnum):
     """A worker's state, with the numbers of RoadRunner's pool."""
 

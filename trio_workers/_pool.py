@@ -15,7 +15,7 @@ from ._core import Block, JobObserver, Observer, PoolCore, PoolStatistics, as_sp
 from ._errors import WorkerError
 from ._exchange import Parts
 from ._map import OneByOne, Results, open_map
-from ._model import Payload
+from ._model import Payload, payload_of
 from ._seats import Job
 from ._worker import Worker
 
@@ -76,7 +76,7 @@ class Pool:
         """
         core = self._core
         answer = await core.exchange.run(core.job(payload, label))
-        return Payload(answer.body, answer.context)
+        return payload_of(answer.body, answer.context)
 
     def stream(self, payload: Payload, *, label: str | None = None) -> Parts[Payload]:
         """Run one job and take its reply in parts, an async iterator: `async with pool.stream(payload) as parts`.

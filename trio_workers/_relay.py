@@ -56,6 +56,8 @@ class Relay(ABC):
     unsent: bool = False
     """Whether bytes taken by `write_now` are still with us (only for streams, which send in the background of a
     wait)."""
+    wakes: bool = False
+    """Whether `wake` does what it says. A relay that can't gets no job ahead of its turn (`Config.read_ahead`)."""
 
     @abstractmethod
     def write_now(self, data: bytes | memoryview) -> int:
@@ -85,9 +87,9 @@ class Relay(ABC):
         """Close. Doing it twice is harmless."""
 
     def wake(self) -> None:
-        """Wake who waits for this relay to be readable: somebody else has read what he waits for.
+        """Wake who waits for this relay: somebody else may have read what he waits for.
 
-        He may find nothing, or get `trio.ClosedResourceError`, and looks at his job.
+        He may find nothing, or get `trio.ClosedResourceError` although it is open, and looks at his job.
         """
         return
 
@@ -110,6 +112,8 @@ class FdRelay(Relay):
     Both numbers are -1 once closed, and only `close` closes them: a number that is used again belongs to another
     worker.
     """
+
+    wakes = True
 
     def __init__(self, read_fd: int, write_fd: int, *, kind: str, quick_ack: bool = False) -> None:
         """Own the descriptors. `kind` is "pipe", "unix" or "tcp" and says what can be proved of unread bytes."""
@@ -215,6 +219,8 @@ class StreamRelay(Relay):
     nothing is proved once they are in the buffer.
     """
 
+    wakes = True
+
     def __init__(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         """Own the stream; `nursery` is the one that `Factory.open` was given."""
         self._stream = stream
@@ -222,6 +228,7 @@ class StreamRelay(Relay):
         self._outbox = bytearray()
         self._ended = False
         self._broken = False
+        self._wakes = 0
         self._waiters = trio.lowlevel.ParkingLot()
         self._pumps = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope(shield=True)
@@ -302,11 +309,16 @@ class StreamRelay(Relay):
     async def _wait(self, ready: Callable[[], bool]) -> None:
         if self.closed:
             raise trio.ClosedResourceError("this relay is closed")
+        wakes = self._wakes
         await trio.lowlevel.checkpoint()
-        while not ready():
+        while not ready() and self._wakes == wakes:
             await self._waiters.park()
             if self.closed:
                 raise trio.ClosedResourceError("this relay is closed")
+
+    def wake(self) -> None:
+        self._wakes += 1
+        self._waiters.unpark_all()
 
     async def wait_for_rest(self) -> None:
         while not self._ended:
@@ -335,6 +347,7 @@ class Line:
         "_unsent",
         "awaits_flush",
         "conversation",
+        "ended",
         "events",
         "fault",
         "peer",
@@ -356,6 +369,8 @@ class Line:
         self._under_way = 0
         self.awaits_flush = False
         """Whether the exchange will call `flush_behind`."""
+        self.ended = False
+        """Whether the worker's process has ended: what it has read or not is being looked at."""
         self._begun = False
         self._answered = False
 
@@ -400,13 +415,13 @@ class Line:
 
         False where that can't be.
         """
-        if self.relay.closed:
+        if self.ended or self.relay.closed or not self.relay.wakes:
             return False
         self._behind.extend(frames)
         return True
 
     def flush_behind(self) -> None:
-        """Write the jobs that were begun ahead, as far as the relay takes them: whole frames, in PIPE_BUF bytes."""
+        """Write jobs that were begun ahead, as far as the relay takes them: whole frames, at most PIPE_BUF bytes."""
         behind = self._behind
         while behind and not self._unsent and not self._owed and not self.relay.closed:
             frames = [behind[0]]
@@ -450,7 +465,7 @@ class Line:
 
     def turn(self, *, more: bool) -> None:
         """Note that the job in front has been answered: it is the next one's turn, if there is `more`."""
-        self._answered = self.conversation.pending
+        self._answered = False
         self._under_way -= 1
         if more and not self._under_way and self._behind:
             self.flush_behind()
@@ -549,7 +564,7 @@ class Line:
     @property
     def has_more(self) -> bool:
         """Whether `take` may have something: bytes have been read that are no part of an event taken yet."""
-        return self.conversation.pending or bool(self.events)
+        return bool(self.events) or self.conversation.pending
 
     def take(self) -> Event | None:
         """Return the next event of what has been read already."""
@@ -578,7 +593,12 @@ class Line:
             if not data:
                 raise LineEnded
             self._answered = True
-            self.conversation.receive(data)
+            if self._under_way > 1 and not self.conversation.pending:
+                data = data[self.conversation.take_several(data, self.events) :]
+            if data:
+                self.conversation.receive(data)
+            if self.events:
+                return self.events.popleft()
             event = self._next_event()
             if event is not None:
                 return event
@@ -651,7 +671,7 @@ class Line:
         False: its last byte was never read, so the worker can't have begun it. True: it was read whole, or answered in
         part.
         """
-        if self._answered:
+        if self.answered:
             return True
         if not self.whole or not self._begun:
             return False
@@ -664,7 +684,7 @@ class Line:
     @property
     def answered(self) -> bool:
         """Whether the present job has been answered, at least in part."""
-        return self._answered
+        return self._answered or self.conversation.pending
 
     @property
     def shared_memory(self) -> int:

@@ -130,7 +130,8 @@ class Roster:
         self._roomy: dict[Seat, None] = {}
         self._late_at = math.inf
         self._boot_took = 0.0
-        self._alarm = math.inf
+        self.alarm = math.inf
+        """When `tick` may have something to do, but for what the delays between boots say."""
 
     def __repr__(self) -> str:
         return (
@@ -164,8 +165,8 @@ class Roster:
     def next_deadline(self) -> float:
         """When `tick` may have something to do."""
         if not self._backoff.waits or not self._may_spawn():
-            return self._alarm
-        return min(self._backoff.next_try(self._held()), self._alarm)
+            return self.alarm
+        return min(self._backoff.next_try(self._held()), self.alarm)
 
     # the way of a job
 
@@ -180,20 +181,19 @@ class Roster:
         if bound is not None and not job.patient and self._waits_impatiently(bound):
             return self._over(job, End.QUEUE_FULL)
         now = job.queued = job.handed_in = self._clock()
-        self._waiting[job] = None
-        self._queue[job] = None
-        actions: list[Action] = []
-        if now + self.plan.allocate_timeout < self._late_at:
-            actions += self._set_late(job)
-        else:
-            job.late_at = now + self.plan.allocate_timeout
-        if self.plan.debug:
-            actions += self._heal()
-            return actions
-        if len(self._queue) == 1:
-            actions += self._lend()
-        if self._growth.look_at == math.inf:
-            actions += self._watch_queue()
+        self._waiting[job] = self._queue[job] = None
+        plan = self.plan
+        job.late_at = late = now + plan.allocate_timeout
+        actions = NOTHING
+        if late < self._late_at:
+            self._late_at = late
+            actions = self._remind(late)
+        if plan.debug:
+            return [*actions, *self._heal()]
+        if plan.max_workers is not None:
+            actions = [*actions, *self._watch_queue()]
+        if len(self._queue) == 1 and self._roomy:
+            return [*actions, *LEND] if actions else LEND
         return actions
 
     def submit_to(self, seat: Seat, job: Job) -> Actions:
@@ -223,16 +223,21 @@ class Roster:
         return self._lend()
 
     def replied(self, seat: Seat, job: Job, dirt: BaseException | str | None = None) -> Actions:
-        """Take note of a job's whole outcome; `dirt` says why the line can't carry another job."""
+        """Take note of a job's whole outcome; `dirt` says why the line can't carry another job.
+
+        Whoever says so wakes the seat's next job: of several outcomes that are told in a row, that of the last.
+        """
         job.state = DONE
         seat.jobs.remove(job)
         self._has_served(seat)
         if dirt is not None:
             return self.suspect(seat, dirt)
-        if seat.plan.recalls:
+        plan = seat.plan
+        if plan.read_ahead > 1:
             now = self._clock()
-            self._note_pace(seat, now - job.started)
-            seat.is_slow = False
+            if plan.recalls:
+                self._note_pace(seat, now - job.started)
+                seat.is_slow = False
             if seat.ahead and not seat.jobs and seat.state is SERVING:
                 return self._go_on(seat, now)  # the usual case of `_make_room`, where many wait
         return self._make_room(seat)
@@ -243,10 +248,14 @@ class Roster:
         seat.begun -= 1
         self._take_away(seat)
         actions: list[Action] = []
-        if not seat.served and not seat.lease and dirt is None and seat.state is SERVING and not seat.plan.debug:
+        fresh = not seat.served and not seat.lease and not seat.leaving
+        if fresh and dirt is None and seat.state is SERVING and not seat.plan.debug:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)
         actions.extend(self.retire(seat, "stop request") if dirt is None else self.suspect(seat, dirt))
+        if seat.ahead and seat.state is SERVING:
+            actions.append(Wake(seat.ahead[0]))
+            actions.extend(self._go_on(seat, self._clock()))  # what has been written to it comes before the stop
         return actions
 
     def refused(self, seat: Seat, job: Job, why: BaseException | str) -> Actions:
@@ -498,7 +507,7 @@ class Roster:
         actions.extend(self._heal())
         actions.extend(self._after_change())
         self._watch_queue()
-        self._alarm = self._next_alarm()
+        self.alarm = self._next_alarm()
         return actions
 
     def measured(self, memory: Mapping[Seat, int]) -> Actions:
@@ -691,7 +700,7 @@ class Roster:
         if seat.state is not SERVING:
             return self._after_departure()
         if seat.ahead and not seat.jobs:
-            return self._go_on(seat, self._clock())
+            return [Wake(seat.ahead[0]), *self._go_on(seat, self._clock())]
         if seat.leaving or seat.spent or seat.plan.debug:
             if seat.jobs or (seat.lease is not None and not seat.at_once):
                 return NOTHING
@@ -807,16 +816,20 @@ class Roster:
         job.started = now
         seat.jobs.append(job)
         seat.changed = self._wall()
-        actions: list[Action] = [Wake(job)]
+        actions = NOTHING
         if seat.plan.recalls:
             seat.is_slow = False
-            seat.recall_at = now + PATIENCE if seat.ahead else math.inf
-            actions += self._remind(seat.recall_at)
+            if seat.ahead:
+                seat.recall_at = now + PATIENCE
+                actions = self._remind(seat.recall_at)
+            else:
+                seat.recall_at = math.inf
         if seat.limit or seat.exec_ttl < math.inf:
-            actions += self._note_start(seat, now)
+            actions = [*actions, *self._note_start(seat, now)]
         if seat.depth:
             self._roomy[seat] = None
-            actions += self._lend()
+            if self._queue:
+                return [*actions, *LEND] if actions else LEND
         return actions
 
     def _take_over(self, seat: Seat, job: Job) -> None:
@@ -910,7 +923,7 @@ class Roster:
         seat.leaving = seat.leaving or reason
         seat.vacant = True
         self._take_away(seat)
-        if not seat.jobs and (seat.lease is None or seat.at_once):
+        if not seat.jobs and not seat.ahead and (seat.lease is None or seat.at_once):
             self._stop(seat, actions)
 
     def _serve_on(self, slot: int, actions: list[Action]) -> None:
@@ -1231,7 +1244,7 @@ class Roster:
                 elif seat.state is STANDBY or seat.state is SERVING:
                     self._leave(seat, reason, actions)
         self._backoff.forget(self.target)
-        self._alarm = self._next_alarm()
+        self.alarm = self._next_alarm()
 
     # changes
 
@@ -1339,9 +1352,9 @@ class Roster:
 
     def _remind(self, at: float) -> Actions:
         """Have the clock looked at no later than at that time."""
-        if at >= self._alarm:
+        if at >= self.alarm:
             return NOTHING
-        self._alarm = at
+        self.alarm = at
         return WATCH
 
     def _next_alarm(self) -> float:

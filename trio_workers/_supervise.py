@@ -9,6 +9,7 @@ worker is always a signal, sent by `Pool` when the roster says so or by this tas
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -206,7 +207,10 @@ class Supervision:
         answered: list[Job] = []
         unstarted: list[Job] = []
         if line is not None:
+            line.ended = True
             if seat.ahead:
+                # Twice: the first look may find answers, and for those the roster puts others into the line.
+                self._carry_out([TakeBack(seat)])
                 self._carry_out([TakeBack(seat)])
             line.finish()
             self._judge_jobs(seat, line, answered, unstarted)
@@ -233,23 +237,25 @@ class Supervision:
         events = line.events.copy()
         if jobs:
             line.events.clear()
-        for place, job in enumerate(jobs):
-            final: Event | None = None
-            while events and final is None:
-                event = events.popleft()
-                final = None if type(event) is Part else event
-                if not place and type(event) is not StopAsked:
-                    line.events.append(event)  # its own task takes them from there
+        if not seat.jobs and seat.cancelled is not None:
+            _take_answer(events)  # to the job that it was killed for, and to none of those behind
+        in_front = bool(seat.jobs)
+        for job in jobs:
+            taken = _take_answer(events)
+            final = taken[-1] if taken and type(taken[-1]) is not Part else None
+            if in_front and type(final) is not StopAsked:
+                line.events.extend(taken)  # its own task takes them from there
             if type(final) is StopAsked:
-                if place:
-                    unstarted.append(job)
-                else:
+                if in_front:
                     self._carry_out(self._roster.stop_requested(seat, job))
+                else:
+                    unstarted.append(job)
             elif final is not None:
-                job.outcome = final if place else None
+                job.outcome = None if in_front else final
                 answered.append(job)
             elif job.proof is False:
                 unstarted.append(job)
+            in_front = False
 
     def _spawn_error(self, seat: Seat, launch: Launch | None, error: Exception | None, ending: Ending) -> SpawnError:
         """Say why a worker never became ready: what was started, how far it came, what it said."""
@@ -301,6 +307,16 @@ class Supervision:
         )  # fmt: skip
         spawn_error.__cause__ = cause
         return spawn_error
+
+
+def _take_answer(events: deque[Event]) -> list[Event]:
+    """Take the events of one job: parts, and then its end, where that has come."""
+    taken: list[Event] = []
+    while events:
+        taken.append(events.popleft())
+        if type(taken[-1]) is not Part:
+            break
+    return taken
 
 
 def _describe_launch(config: Config, slot: int) -> Launch:

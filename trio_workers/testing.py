@@ -184,6 +184,8 @@ class _Pipe:
 class _MemoryRelay(Relay):
     """The pool's end."""
 
+    wakes = True
+
     def __init__(self, there: _Pipe, back: _Pipe) -> None:
         self._there = there
         self._back = back
@@ -216,7 +218,7 @@ class _MemoryRelay(Relay):
         if self._wakes != wakes:
             raise trio.ClosedResourceError("this relay is closed")
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         self._wakes += 1
         self._there.lot.unpark_all()
         self._back.lot.unpark_all()
@@ -225,7 +227,7 @@ class _MemoryRelay(Relay):
         if self.closed:
             return
         self.closed = True
-        self._wake()
+        self.wake()
         self._there.leave(writer=True)
         self._back.leave(writer=False)
 
