@@ -475,6 +475,8 @@ class Line:
 
     def _push_next(self) -> None:
         """Begin the next job although the relay takes nothing now: its own task writes it."""
+        self._unsent.extend(self._owed)  # of which a part may be out
+        self._owed.clear()
         self._unsent.append(self._set_off())
 
     def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
