@@ -67,11 +67,22 @@ def hand_in(office: Office, label: str = "", **fields: Any) -> tuple[Job, Action
 
 
 def recalled(actions: Actions) -> list[Seat]:
-    return [action.seat for action in actions if isinstance(action, Recall | TakeBack)]
+    """Whose line is to be emptied, unless the job in front has been answered."""
+    return [action.seat for action in actions if isinstance(action, Recall)]
+
+
+def emptied(actions: Actions) -> list[Seat]:
+    """Whose line is to be emptied."""
+    return [action.seat for action in actions if isinstance(action, TakeBack)]
 
 
 def woken(actions: Actions) -> list[Job]:
     return [action.job for action in actions if isinstance(action, Wake)]
+
+
+def in_front(seat: Seat) -> list[Job]:
+    """Whose turn it is, on the wire."""
+    return [job for job in seat.jobs if job.state is WRITTEN]
 
 
 def take_back(office: Office, *jobs: Job) -> Actions:
@@ -251,10 +262,10 @@ def test_never_more_than_max_executions_leaves() -> None:
     old = office.seat
     office.now = 1.0
     actions = office.reply(head)
-    assert (kinds(actions), woken(actions), office.lend(actions)) == ([Wake, Lend], [others[0]], [])
+    assert (kinds(actions), in_front(old), office.lend(actions)) == ([Lend], [others[0]], [])
     office.now = 2.0
     actions = office.reply(others[0])
-    assert kinds(actions) == [Wake, Spawn, Lend]
+    assert kinds(actions) == [Spawn, Lend]
     assert not office.lend(actions)
     assert (old.spent, old.vacant, queue_of(office)) == (True, True, others[2:])
     office.ready()
@@ -280,13 +291,12 @@ def test_debug_lends_nothing() -> None:
 
 
 def test_the_next_one_is_in_front_when_the_one_before_is_answered() -> None:
-    """It is on the wire from that moment, with its worker, and its task is woken to read the answer."""
+    """It is on the wire from that moment, with its worker; whoever told of the answer wakes its task."""
     office = Office(read_ahead=3)
     office.now = 1.0
     head, first, second = office.submit_many(3)
     office.now = 3.0
-    actions = office.reply(head)
-    assert (kinds(actions), woken(actions)) == ([Wake], [first])
+    assert office.reply(head) is NOTHING
     assert (first.state, first.seat, first.ahead) == (WRITTEN, office.seat, None)
     assert (first.started, first.waited) == (3.0, 2.0)
     assert (list(office.seat.jobs), list(office.seat.ahead)) == ([first], [second])
@@ -298,9 +308,9 @@ def test_the_others_get_what_room_there_is() -> None:
     office = Office(read_ahead=2)
     head, *others = office.submit_many(4)
     actions = office.reply(head)
-    assert (woken(actions), office.lend(actions)) == ([others[0]], [others[1]])
+    assert (in_front(office.seat), office.lend(actions)) == ([others[0]], [others[1]])
     actions = office.reply(others[0])
-    assert (woken(actions), office.lend(actions)) == ([others[1]], [others[2]])
+    assert (in_front(office.seat), office.lend(actions)) == ([others[1]], [others[2]])
 
 
 def test_an_empty_line_is_a_free_worker() -> None:
@@ -464,7 +474,7 @@ def test_what_a_slow_worker_has_read_meanwhile_stays() -> None:
     assert woken(take_back(office, second, third)) == [second, third]
     check_lent([first], office.seat)
     actions = office.reply(head)
-    assert woken(actions) == [first]
+    assert in_front(office.seat) == [first]
     assert not office.seat.is_slow
     assert office.lend(actions) == [second, third]
 
@@ -599,7 +609,7 @@ def test_commands_are_never_asked_for_what_they_have() -> None:
     last, actions = hand_in(office)
     assert not office.lend(actions)
     actions = office.reply(head)
-    assert (woken(actions), office.lend(actions)) == ([first], [last])
+    assert (in_front(office.seat), office.lend(actions)) == ([first], [last])
     assert office.roster.next_deadline() == math.inf
 
 
@@ -783,11 +793,11 @@ def test_cancel_the_head_of_a_line() -> None:
     check_lent([others[1], others[3]], other)
     actions = office.roster.cancelled(head)
     assert kinds(actions) == [TakeBack, DESTRUCT, Kill]
-    assert recalled(actions) == [one]
+    assert emptied(actions) == [one]
     take_back(office, others[0], others[2])
     assert queue_of(office) == [others[0], others[2]]
     actions = office.reply(second)
-    assert (woken(actions), office.lend(actions)) == ([others[1]], [others[0], others[2]])
+    assert (in_front(other), office.lend(actions)) == ([others[1]], [others[0], others[2]])
 
 
 def test_a_bound_job_in_a_line_has_its_turn_all_the_same() -> None:
@@ -795,9 +805,10 @@ def test_a_bound_job_in_a_line_has_its_turn_all_the_same() -> None:
     office = Office(read_ahead=3)
     head, gone, job = office.submit_many(3)
     gone.bound = True
-    assert woken(office.reply(head)) == [gone]
-    assert (gone.state, office.seat.state) == (WRITTEN, SERVING)
-    assert woken(office.reply(gone)) == [job]
+    office.reply(head)
+    assert (in_front(office.seat), office.seat.state) == ([gone], SERVING)
+    office.reply(gone)
+    assert in_front(office.seat) == [job]
 
 
 # the end of a worker
@@ -933,10 +944,11 @@ def test_a_worker_that_leaves_finishes_its_line(recalls: bool) -> None:
     late, actions = hand_in(office)
     assert not office.lend(actions)
     actions = office.reply(head)
-    assert woken(actions) == [first]
+    assert in_front(seat) == [first]
     assert not office.lend(actions)
-    assert not recalled(actions)
-    assert woken(office.reply(first)) == [second]
+    assert not emptied(actions)
+    office.reply(first)
+    assert in_front(seat) == [second]
     assert seat.state is SERVING
     assert kinds(office.reply(second)) == [DESTRUCT, Retire]
     assert queue_of(office) == [late]
@@ -952,7 +964,7 @@ def test_a_reset_lends_nothing_to_the_old() -> None:
     new = office.seats[1]
     assert (old.leaving, new.state) == ("reset", STANDBY)
     actions = office.reply(head)
-    assert (woken(actions), office.lend(actions)) == ([job], [])
+    assert (in_front(old), office.lend(actions)) == ([job], [])
     actions = office.reply(job)
     assert begun(actions) == [late]
     assert (old.state, new.depth) == (STOPPING, 3)
@@ -961,19 +973,50 @@ def test_a_reset_lends_nothing_to_the_old() -> None:
     check_lent(jobs[:3], new)
 
 
-@pytest.mark.parametrize("dirt", [None, ValueError("garbage")])
-def test_a_stop_request_before_those_behind_it(dirt: ValueError | None) -> None:
-    """The job goes on, the worker goes; what lies in its line is known when it is gone, and goes on behind the job."""
+def test_a_stop_request_before_those_behind_it() -> None:
+    """The job goes on; the worker goes when it has done what had been written to it, and gets no more."""
     office = Office(read_ahead=3)
     head, first, second, last = office.submit_many(4)
     seat = office.seat
     seat.served = 1
-    actions = office.ask_for_stop(head, dirt)
-    assert recalled(actions) == [seat]
+    actions = office.ask_for_stop(head)
+    assert kinds(actions) == [Wake, Spawn, Wake, Lend]
+    assert woken(actions) == [head, first]
+    assert not office.lend(actions)
+    assert (seat.leaving, in_front(seat), list(seat.ahead)) == ("stop request", [first], [second])
+    assert queue_of(office) == [head, last]
+    office.reply(first)
+    assert in_front(seat) == [second]
+    assert seat.state is SERVING
+    assert kinds(office.reply(second)) == [DESTRUCT, Retire]
+    assert queue_of(office) == [head, last]
+
+
+def test_two_stop_requests_in_a_row() -> None:
+    """Both jobs go on, the worker goes once."""
+    office = Office(read_ahead=3)
+    head, first, second = office.submit_many(3)
+    seat = office.seat
+    seat.served = 1
+    office.ask_for_stop(head)
+    assert woken(office.ask_for_stop(first)) == [first, second]
+    assert in_front(seat) == [second]
+    assert office.reply(second)[-1] == Retire(seat)
+    assert queue_of(office) == [first, head]
+
+
+def test_a_dirty_stop_request_before_those_behind_it() -> None:
+    """The worker is killed: what lies in its line is known when it is gone, and goes on behind the job."""
+    office = Office(read_ahead=3)
+    head, first, second, last = office.submit_many(4)
+    seat = office.seat
+    seat.served = 1
+    actions = office.ask_for_stop(head, ValueError("garbage"))
+    assert emptied(actions) == [seat]
+    assert Kill in kinds(actions)
     assert (head.state, seat.state) == (WAITING, STOPPING)
     check_lent([first, second], seat)
     assert queue_of(office) == [head, last]
-    assert (Kill in kinds(actions)) is (dirt is not None)
     office.roster.exited(seat, 0, unstarted=[first, second])
     assert queue_of(office) == [head, first, second, last]
 
@@ -1022,9 +1065,8 @@ def test_a_job_s_time_begins_with_its_turn() -> None:
     office = Office(read_ahead=2, limits=steady(exec_ttl=2.0))
     head, job = office.submit_many(2)
     office.now = 1.5
-    actions = office.reply(head)
-    assert job.started == 1.5
-    assert woken(actions) == [job]
+    office.reply(head)
+    assert (in_front(office.seat), job.started) == ([job], 1.5)
     office.now = 2.0
     assert not office.roster.tick()
     assert office.roster.next_deadline() == 3.5
@@ -1058,12 +1100,12 @@ def test_a_closing_pool_with_a_line_alone() -> None:
     seat = office.seat
     seat.served = 1
     office.roster.close()
-    assert kinds(office.ask_for_stop(head)).count(Spawn) == 1
+    office.ask_for_stop(head, ValueError("garbage"))
     assert office.phase is Phase.CLOSING
-    office.roster.exited(seat, 0, unstarted=[job])
+    assert kinds(office.roster.exited(seat, -9, unstarted=[job])) == [Wake, Spawn]
     office.ready()
     office.write(head)
-    assert job.ahead is office.seat
+    check_lent([job], office.seat)
     office.reply(head)
     assert office.phase is Phase.CLOSING
     office.reply(job)
@@ -1077,7 +1119,7 @@ def test_a_closing_pool_waits_for_those_in_a_line_alone() -> None:
     seat = head.seat
     assert seat is not None
     office.roster.close()
-    office.ask_for_stop(head)
+    office.ask_for_stop(head, ValueError("garbage"))
     office.roster.cancelled(head)
     office.reply(other)
     check_lent([job], seat)
@@ -1095,7 +1137,7 @@ def test_abort_with_jobs_in_a_line() -> None:
     head, unread, read, queued = office.submit_many(4)
     seat = office.seat
     actions = office.roster.abort()
-    assert (woken(actions), recalled(actions)) == ([queued], [seat])
+    assert (woken(actions), emptied(actions)) == ([queued], [seat])
     assert [type(action) for action in actions if isinstance(action, TakeBack | Kill)] == [TakeBack, Kill]
     assert (queued.state, queued.end) == (DONE, End.CLOSED)
     actions = take_back(office, unread)

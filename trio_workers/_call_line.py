@@ -526,12 +526,18 @@ class PacketLine(CallLine):
     def take_back(self) -> Collection[int]:
         """See `Line.take_back`."""
         taken: dict[int, bytes] = {}
+        stays = b""
         with contextlib.suppress(OSError):  # there is no more
             while packet := self._spare.recv(MOST_PACKET, socket.MSG_DONTWAIT):
-                taken[_id_of(packet)] = packet
+                if packet == LOOK:
+                    stays = LOOK
+                else:
+                    taken[_id_of(packet)] = packet
         ids = self._calls.ids
         if ids and len(taken) == len(ids):
-            self._packets.send(taken.pop(ids[0]))  # not even the job in front has been read: it stays
+            stays = taken.pop(ids[0])
+        if stays:
+            self._packets.send(stays)  # not even the job in front has been read
         # The child may have read one while we did: the job in front is among ours then, and that one is not.
         self._calls.ids = deque(id_ for id_ in ids if id_ not in taken)
         self._under_way -= len(taken)
@@ -563,8 +569,9 @@ class PacketLine(CallLine):
     def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
         """See `Line.unread_jobs`: what was unread has been taken back, but for the job in front."""
         unread: list[bool | None] = [False] * len(sizes)
-        if sizes and _platform.HERE.unread_packets(self._spare.fileno()):
-            unread[0] = True
+        if sizes:
+            started = self.started
+            unread[0] = None if started is None else not started
         return unread
 
     def close(self) -> None:

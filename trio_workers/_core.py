@@ -537,8 +537,7 @@ class PoolCore:
         if worker.failure is not None:
             return worker.failure
         if worker.line is not None:
-            for job in seat.jobs:
-                judge(seat, worker.line, job, dead=False)
+            judge(seat, worker.line, dead=False)
         excess = seat.fault
         if isinstance(excess, Excess) and excess.job is not None:
             return explain_timeout(seat, excess.job, excess, ending.stderr)

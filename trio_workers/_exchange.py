@@ -105,6 +105,7 @@ class Exchange:
         self.failure = failure
         self.config = config
         self._tell = tell
+        self._settling = self._lend_behind = False
         self._unflushed: list[Line] = []
         self._flusher: trio.lowlevel.Task | None = None
         self._flush_asked = False
@@ -283,7 +284,13 @@ class Exchange:
             self._carry_out(self._roster.refused(seat, job, line.fault or why))
 
     def lend(self) -> None:
-        """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once."""
+        """Write jobs that wait into the lines of workers that are at others, as far as the lines take them at once.
+
+        While answers are being settled, when that is done: what has come already can be the answer to none of them.
+        """
+        if self._settling:
+            self._lend_behind = True
+            return
         alarm = self._roster.alarm
         while (job := self._roster.lend()) is not None:
             seat = job.ahead
@@ -417,14 +424,22 @@ class Exchange:
         """Take note of a whole outcome and hand the worker on, in one synchronous block.
 
         So with what came behind it: the answers to jobs that lay in the line, each for its own task. Who has the worker
-        then reads on.
+        then reads on. Others are lent when all that is done, so an answer too many is left over, and gives the worker
+        away.
         """
-        self._settle_one(job, seat, line, event)
-        if seat.jobs:
-            if line.has_more:
-                self._settle_behind(seat, line)
+        settling, self._settling = self._settling, True
+        try:
+            self._settle_one(job, seat, line, event)
             if seat.jobs:
-                self.ring(seat.jobs[0])
+                if line.has_more:
+                    self._settle_behind(seat, line)
+                if seat.jobs:
+                    self.ring(seat.jobs[0])
+        finally:
+            self._settling = settling
+        if self._lend_behind and not settling:
+            self._lend_behind = False
+            self.lend()
 
     def _settle_behind(self, seat: Seat, line: Line) -> None:
         while seat.jobs and line.has_more:
@@ -446,7 +461,7 @@ class Exchange:
 
     def _settle_one(self, job: Job, seat: Seat, line: Line, event: Event) -> None:
         dirt: FrameError | None = None
-        if not seat.ahead and not line.clean:
+        if line.is_last and not line.clean:
             if line.conversation.pending:
                 dirt = FrameError("it sent more than the job's answer", line.conversation.leftover)
             else:
@@ -736,11 +751,24 @@ def explain_timeout(seat: Seat, job: Job, excess: Excess, stderr: str) -> JobTim
     )
 
 
-def judge(seat: Seat, line: Line, job: Job, *, dead: bool) -> None:
-    """Note how far a worker has come with a job, as its relay shows it."""
-    job.proof = line.started
+def judge(seat: Seat, line: Line, *, dead: bool) -> None:
+    """Note how far a worker has come with what it has, and once it is dead with what lay in its line, as that shows."""
+    jobs = [*seat.jobs, *seat.ahead]
+    unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
+    for place, job in enumerate(jobs if dead else list(seat.jobs)):
+        started = line.started
+        in_front = place < len(seat.jobs)
+        if unread and not (in_front and line.answered):
+            # Those behind the one in front may have been read ahead by the program itself, and not begun.
+            proved = in_front or seat.plan.recalls
+            started = False if unread[place] else True if unread[place] is False and proved else None
+        _judge(seat, line, job, started, dead=dead)
+
+
+def _judge(seat: Seat, line: Line, job: Job, started: bool | None, *, dead: bool) -> None:
+    job.proof = started
     # Written whole and provably not read whole: it was on its way, whatever we wrote.
-    on_its_way = not line.whole or job.proof is False
+    on_its_way = job.proof is False or (not line.whole and line.is_last)
     job.phase = "leased" if seat.lease else "writing" if on_its_way else "streaming" if job.streaming else "running"
     if job.proof is False and not dead:
         job.proof = None  # what is unread now may still be read

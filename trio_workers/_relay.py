@@ -342,6 +342,7 @@ class Line:
         "_begun",
         "_behind",
         "_owed",
+        "_said",
         "_under_way",
         "_unsent",
         "awaits_flush",
@@ -364,6 +365,7 @@ class Line:
         self._unsent: deque[bytes | memoryview] = deque()
         self._owed: deque[bytes | memoryview] = deque()
         self._behind: deque[bytes | memoryview] = deque()
+        self._said = 0
         self._under_way = 0
         self.awaits_flush = False
         """Whether the exchange will call `flush_behind`."""
@@ -394,6 +396,7 @@ class Line:
         if relay.has_input():
             return self._stale()
         self.conversation.begin_job(frames)
+        self._said = 0
         self._under_way = 1
         if self._owed:
             self._unsent.extend(self._owed)
@@ -479,6 +482,8 @@ class Line:
 
     def _push_next(self) -> None:
         """Begin the next job although the relay takes nothing now: its own task writes it."""
+        self._unsent.extend(self._owed)  # of which a part may be out
+        self._owed.clear()
         self._unsent.append(self._set_off())
 
     def unread_jobs(self, sizes: Sequence[int]) -> list[bool | None]:
@@ -489,7 +494,8 @@ class Line:
         left += sum(map(len, self._unsent))
         unread: deque[bool | None] = deque()
         for size in reversed(sizes):
-            unread.appendleft(left > 0)
+            # Some of it may be control frames, wherever among the jobs they are.
+            unread.appendleft(left > self._said or (None if left > 0 else False))
             left -= size
         return list(unread)
 
@@ -528,6 +534,7 @@ class Line:
             except OSError:
                 owed.clear()  # nobody reads them any more
                 return
+            self._said += written
             if written == len(owed[0]):
                 owed.popleft()
             elif written:
@@ -632,6 +639,11 @@ class Line:
         self.peer = event.pid
 
     @property
+    def is_last(self) -> bool:
+        """Whether no other job is on its way behind the one in front."""
+        return self._under_way <= 1
+
+    @property
     def clean(self) -> bool:
         """Whether nothing trails behind a whole reply, and nothing of its job is unsent: the line can carry another."""
         return not self.conversation.pending and not self._unsent and not self.events
@@ -673,6 +685,9 @@ class Line:
         if not self.whole or not self._begun:
             return False
         unread = self.relay.unread()
+        if unread and self._said:
+            left = self.relay.unread_bytes()
+            unread = True if left is not None and left > self._said else None  # else it may be control frames
         return None if unread is None else not unread
 
     @property

@@ -233,23 +233,18 @@ class Supervision:
     def _judge_jobs(self, seat: Seat, line: Line, answered: list[Job], unstarted: list[Job]) -> None:
         """Find out what a dead worker did of the jobs it had, from what it left on the relay."""
         jobs = [*seat.jobs, *seat.ahead]
-        unread = line.unread_jobs([sum(map(len, job.frames)) for job in jobs]) if seat.ahead else []
+        judge(seat, line, dead=True)
         events = line.events.copy()
         if jobs:
             line.events.clear()
         if not seat.jobs and seat.cancelled is not None:
             _take_answer(events)  # to the job that it was killed for, and to none of those behind
         in_front = bool(seat.jobs)
-        for place, job in enumerate(jobs):
+        for job in jobs:
             taken = _take_answer(events)
             final = taken[-1] if taken and type(taken[-1]) is not Part else None
             if in_front and type(final) is not StopAsked:
                 line.events.extend(taken)  # its own task takes them from there
-            judge(seat, line, job, dead=True)
-            if unread and not (in_front and job.proof and line.answered):
-                # Those behind the one in front may have been read ahead by the program itself, and not begun.
-                proved = in_front or seat.plan.recalls
-                job.proof = False if unread[place] else True if unread[place] is False and proved else None
             if type(final) is StopAsked:
                 if in_front:
                     self._carry_out(self._roster.stop_requested(seat, job))
