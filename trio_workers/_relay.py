@@ -401,9 +401,16 @@ class Line:
         if self._owed:
             self._unsent.extend(self._owed)
             self._owed.clear()
-        self._unsent.extend(frames)
         try:
-            self._push()
+            if len(frames) == 1 and not self._unsent:
+                frame = frames[0]  # the usual case, and nearly always it is taken whole
+                written = relay.write_now(frame)
+                self._begun = bool(written)
+                if written != len(frame):
+                    self._unsent.append(memoryview(frame)[written:] if written else frame)
+            else:
+                self._unsent.extend(frames)
+                self._push()
         except OSError as error:
             if not self._begun:
                 self._unsent.clear()
@@ -595,7 +602,7 @@ class Line:
             if not data:
                 raise LineEnded
             self._answered = True
-            if self._under_way > 1 and not self.conversation.pending:
+            if not self.conversation.pending:
                 data = data[self.conversation.take_several(data, self.events) :]
             if data:
                 self.conversation.receive(data)
