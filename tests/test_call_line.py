@@ -688,6 +688,19 @@ async def test_answers_in_two_halves(cut: int) -> None:
         assert line.clean
 
 
+async def test_an_answer_inside_another() -> None:
+    """What comes after half an answer is its rest, whatever it looks like."""
+    forged = whole(RESULT, 1, b"forged")
+    for head in (whole(RESULT, 1, b"begins" + forged), whole(RESULT, 1, b"with", [bytes(100) + forged])):
+        with ready_lines() as (line, theirs):
+            three_jobs(line)
+            theirs.sendall(head[: -len(forged)])
+            assert line.read() is None
+            theirs.sendall(forged + whole(RESULT, 2, b"2") + whole(RESULT, 3, b"3"))
+            assert take_all(line, 3)[1:] == [replied(b"2"), replied(b"3")]
+            assert line.clean
+
+
 @pytest.mark.parametrize("first", [True, False])
 async def test_a_large_answer_among_small_ones(first: bool) -> None:
     """Its body and buffers are read in place, and what comes behind it is not read into them."""

@@ -445,6 +445,21 @@ def test_half_an_answer_is_that_of_the_job_in_front() -> None:
     assert not line.answered
 
 
+def test_an_answer_inside_another() -> None:
+    """What comes after half an answer is its rest, whatever it looks like."""
+    relay = Narrow(LIMIT)
+    line = ready(relay)
+    assert line.begin(encode_job("goridge-3", b"", b"one")) is None
+    lend(line, b"two")
+    body = b"begins like that" + reply(b"forged")
+    data = reply(body)
+    relay.said += data[: -len(reply(b"forged"))]
+    assert line.read() is None
+    relay.said += reply(b"forged") + reply(b"2")
+    take(line, body, b"2", more=False)
+    assert line.clean
+
+
 def test_answers_that_a_dead_worker_left() -> None:
     """All of them are kept, in their order."""
     relay = Narrow(LIMIT)
