@@ -1,18 +1,34 @@
-"""What a job costs that finds a worker free: counted, not timed."""
+"""What a job costs that finds a worker free, and what one costs that lies ahead of its turn: counted, not timed.
 
+Under load the counts depend on how many answers are there when the pool looks. So here they all are: the workers are
+stopped while their lines are filled, and the pool looks when the last answer has come.
+"""
+
+import fcntl
+import os
+import pickle
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 import trio.testing
 
 from tests.support import require
-from trio_workers import Config, Payload, PipeFactory, Pool, open_pool, open_python_pool
+from trio_workers import Config, Payload, PipeFactory, Pool, PythonPool, _platform, open_pool, open_python_pool
+from trio_workers._calls import RESULT, encode
+from trio_workers._goridge import encode_reply
+from trio_workers._relay import FdRelay
+from trio_workers._roster import MOST_AHEAD
 
 ROOT: Final = Path(__file__).parent.parent
 WORKER: Final = [sys.executable, "-S", str(Path(__file__).parent / "workers" / "worker.py")]
@@ -48,14 +64,15 @@ async def count(run: Callable[[], Awaitable[object]]) -> Count:
     return counter
 
 
-def config(transport: str, protocol: str = "goridge-3") -> Config:
+def config(transport: str, protocol: str = "goridge-3", **fields: Any) -> Config:
+    fields = {"num_workers": 1, **fields}
     return Config(
         command=WORKER,
         env={"PYTHONPATH": str(ROOT)},
-        num_workers=1,
         boot_timeout=30.0,
         factory=PipeFactory(transport=transport),
         protocol=protocol,
+        **fields,
     )
 
 
@@ -66,9 +83,10 @@ async def quiet(pool: Pool) -> None:
 
 @pytest.mark.parametrize("transport", ["pipe", "socketpair"])
 @pytest.mark.parametrize("protocol", ["goridge-1", "goridge-2", "goridge-3"])
-async def test_passes_of_the_run_loop(transport: str, protocol: str) -> None:
+@pytest.mark.parametrize("read_ahead", [1, 8])
+async def test_passes_of_the_run_loop(transport: str, protocol: str, read_ahead: int) -> None:
     """Speed: an `exec` that finds a worker free takes one pass of the run loop and one step of its own task alone."""
-    async with open_pool(config(transport, protocol)) as pool:
+    async with open_pool(config(transport, protocol, read_ahead=read_ahead)) as pool:
         await quiet(pool)
         counter = await count(lambda: pool.exec(Payload(b"hello", b"context")))
     (steps,) = counter.steps.values()
@@ -97,6 +115,110 @@ async def test_passes_of_a_function() -> None:
     assert counter.spawned == 0
 
 
+# under load
+
+FILLED: Final = {"functions": 1 + MOST_AHEAD, "commands": 8}
+"""Jobs on the way to one worker."""
+ANSWER: Final = {
+    "functions": len(b"".join(encode(RESULT, 1, pickle.dumps(1, 5)))),
+    "commands": len(encode_reply("goridge-3", b"echo", b"hello")),
+}
+"""Bytes of one answer."""
+
+
+def loaded(kind: str) -> tuple[AbstractAsyncContextManager[Pool | PythonPool], Callable[..., Awaitable[object]]]:
+    """A pool of two workers, and a job for it."""
+    if kind == "functions":
+        return open_python_pool(2), lambda pool: pool.run_sync(abs, -1)
+    payload = Payload(b"hello", b"echo")
+    return open_pool(config("pipe", num_workers=2, read_ahead=FILLED[kind])), lambda pool: pool.exec(payload)
+
+
+async def fill_and_empty(
+    pool: Pool | PythonPool,
+    run: Callable[..., Awaitable[object]],
+    each: int,
+    size: int,
+    filling: Count | None = None,
+    emptying: Count | None = None,
+) -> None:
+    """Hand in so many jobs for each worker, in one pass; let them all be answered, by so many bytes each; take that."""
+    for worker in pool.workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED)  # noqa: ASYNC222 - it takes no time
+    async with trio.open_nursery() as nursery:
+        if filling is not None:
+            trio.lowlevel.add_instrument(filling)
+        for _ in range(each * len(pool.workers)):
+            nursery.start_soon(run, pool)
+        await trio.testing.wait_all_tasks_blocked()
+        if filling is not None:
+            trio.lowlevel.remove_instrument(filling)
+        for worker in pool.workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGCONT)
+        for worker in pool.workers:
+            assert worker.line is not None
+            assert isinstance(worker.line.relay, FdRelay)
+            wait_for_bytes(worker.line.relay._read_fd, each * size)
+        if emptying is not None:
+            trio.lowlevel.add_instrument(emptying)
+    if emptying is not None:
+        trio.lowlevel.remove_instrument(emptying)
+
+
+def wait_for_bytes(fd: int, expected: int) -> None:
+    """Wait until so many bytes can be read from there, and let nobody else run meanwhile."""
+    count, until = 0, time.monotonic() + 20.0
+    while count < expected:
+        time.sleep(0.0002)
+        (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
+        assert time.monotonic() < until, f"{count} of {expected} bytes have come"
+
+
+async def rounds(kind: str, number: int, filling: Count | None = None, emptying: Count | None = None) -> None:
+    """Fill the lines of a fresh pool and let them be emptied, so many times."""
+    opening, run = loaded(kind)
+    async with opening as pool:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await fill_and_empty(pool, run, 1, ANSWER[kind])  # now their pace is known
+        await fill_and_empty(pool, run, FILLED[kind], ANSWER[kind])
+        for _ in range(number):
+            await fill_and_empty(pool, run, FILLED[kind], ANSWER[kind], filling, emptying)
+        jobs = 2 * (1 + FILLED[kind] * (number + 1))
+        assert pool.statistics().jobs == {"replied": jobs}
+
+
+KINDS: Final = [
+    pytest.param(
+        "functions", marks=pytest.mark.skipif(not _platform.HERE.has_packets(), reason="needs SOCK_SEQPACKET")
+    ),
+    "commands",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs FIONREAD on the other end")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_passes_under_load(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed: two full lines are emptied in two passes of the run loop; each task takes one step in, and one out."""
+    monkeypatch.setattr("trio_workers._roster.PATIENCE", 1e6)  # a stopped worker is no slow one
+    filling, emptying = Count(), Count()
+    await rounds(kind, 20, filling, emptying)
+    callers = 2 * FILLED[kind]
+    task = "tests.test_cost.loaded.<locals>.<lambda>"
+    # Whoever is in front reads, and settles the answers of those behind; they and the nursery follow in a pass each.
+    assert emptying.passes == 3 * 20
+    assert emptying.steps.pop(task) == callers * 20
+    assert emptying.steps.total() == 20  # of the nursery's own task
+    assert emptying.spawned == 0
+    # All but the first few are written by the housekeeper, at the end of the pass.
+    assert filling.steps.pop(task) == callers * 20
+    assert filling.steps.pop("trio_workers._core.PoolCore._keep_house") == 20
+    assert filling.steps.total() == 20
+    assert filling.spawned == callers * 20
+
+
 APPLICATION: Final = """
 import sys
 import trio
@@ -104,7 +226,8 @@ import trio.testing
 from trio_workers import Config, Payload, PipeFactory, open_pool
 
 async def main():
-    config = Config(command=sys.argv[3:], num_workers=1, factory=PipeFactory(sys.argv[2]))
+    transport, read_ahead = sys.argv[2].split()
+    config = Config(command=sys.argv[3:], num_workers=1, factory=PipeFactory(transport), read_ahead=int(read_ahead))
     payload = Payload(b"hello", b"context")
     async with open_pool(config) as pool:
         for _ in range(int(sys.argv[1])):
@@ -128,10 +251,20 @@ trio.run(main)
 """
 
 
-def system_calls(jobs: int, transport: str, report: Path) -> Counter[str]:
+LOADED: Final = """
+import sys
+import trio
+from tests.test_cost import rounds
+from trio_workers import _roster
+
+_roster.PATIENCE = 1e6
+trio.run(rounds, sys.argv[2], int(sys.argv[1]))
+"""
+
+
+def system_calls(program: str, jobs: int, transport: str, report: Path) -> Counter[str]:
     """The system calls of an application's main thread, by name."""
     strace = [require("strace"), "-c", "-U", "calls,name", "-o", str(report)]
-    program = FUNCTIONS if transport == "functions" else APPLICATION
     application = [sys.executable, "-c", program, str(jobs), transport, *WORKER]
     done = subprocess.run(
         [*strace, *application], env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, check=False
@@ -147,17 +280,45 @@ def system_calls(jobs: int, transport: str, report: Path) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize("transport", ["pipe", "socketpair", "functions"])
+def per_job(program: str, transport: str, tmp_path: Path, some: int, more: int) -> dict[str, float]:
+    """The system calls of each job (or round) more, by name."""
+    system_calls(
+        program, 1, transport, tmp_path / "first"
+    )  # what is compiled once is compiled in neither of the others
+    before = system_calls(program, some, transport, tmp_path / "some")
+    after = system_calls(program, more, transport, tmp_path / "more")
+    each = {name: round((after[name] - before[name]) / (more - some), 1) for name in {*before, *after}}
+    return {name: calls for name, calls in each.items() if calls}
+
+
+@pytest.mark.parametrize("transport", ["pipe 1", "socketpair 1", "pipe 8", "functions"])
 def test_system_calls(transport: str, tmp_path: Path) -> None:
     """Speed: a job that finds a worker free takes write, epoll_ctl, epoll_wait and read once each, and one poll."""
-    system_calls(1, transport, tmp_path / "first")  # so that what is compiled once is compiled in neither of the others
-    some = system_calls(500, transport, tmp_path / "some")
-    more = system_calls(1500, transport, tmp_path / "more")
-    each = {name: round((more[name] - some[name]) / 1000, 1) for name in {*some, *more}}
-    assert {name: calls for name, calls in each.items() if calls} == {
+    program = FUNCTIONS if transport == "functions" else APPLICATION
+    assert per_job(program, transport, tmp_path, 500, 1500) == {
         "write": 1.0,
         "epoll_ctl": 1.0,
         "epoll_wait": 1.0,
         "read": 1.0,
         "poll": 1.0,
+    }
+
+
+OUR_OWN: Final = frozenset({"kill", "waitid", "ioctl", "clock_nanosleep", "futex", "mmap", "munmap", "brk"})
+"""System calls of the test itself, and of the memory that Python takes."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs FIONREAD on the other end")
+@pytest.mark.parametrize("kind", KINDS)
+def test_system_calls_under_load(kind: str, tmp_path: Path) -> None:
+    """Speed: a full line is read at once. Each call is a packet of its own, jobs of commands go together."""
+    each = per_job(LOADED, kind, tmp_path, 50, 350)
+    # Of the jobs of commands the first few are written one by one, for nobody knows yet that there will be many.
+    writes = {"functions": 2.0 * FILLED[kind], "commands": 2.0 + 3.0 + 2.0}[kind]
+    assert {name: calls for name, calls in each.items() if name not in OUR_OWN} == {
+        "write": writes,
+        "epoll_ctl": 2.0,
+        "epoll_wait": 6.0,  # three to fill both lines, and three to empty them
+        "read": 2.0,
+        "poll": 2.0,
     }
