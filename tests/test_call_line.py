@@ -1,7 +1,10 @@
 """The conversation with a Python child, and the line that carries it: every answer in every stage, and the lies."""
 
 import mmap
+import os
 import socket
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -9,7 +12,9 @@ from typing import Final
 import pytest
 import trio
 
-from trio_workers._call_line import CallConversation, CallLine
+from trio_workers import _platform
+from trio_workers._arena import SLICE, Arena, Filling, Kept
+from trio_workers._call_line import CallConversation, CallLine, CallRelay
 from trio_workers._calls import (
     CALL,
     CALLS,
@@ -30,6 +35,7 @@ from trio_workers._calls import (
     Decoder,
     Message,
     encode,
+    placed,
 )
 from trio_workers._conversation import Event, Failed, Part, Refused, Replied, Shaken, Stage
 from trio_workers._goridge import FrameError
@@ -298,6 +304,121 @@ def test_it_says_where_it_is() -> None:
     assert repr(in_stage(Stage.STREAMING)) == "<CallConversation: in the middle of a streamed reply>"
 
 
+# --- jobs behind one another ----------------------------------------------------------------------------------------
+
+
+def with_jobs(*ids: int) -> CallConversation:
+    """A conversation in which these jobs are on their way, the first in front."""
+    conversation = in_stage(Stage.WAITING, ids[0])
+    for id_ in ids[1:]:
+        conversation.begin_behind(call(id_))
+    assert conversation.stage is Stage.WAITING
+    return conversation
+
+
+MIXED: Final = (
+    whole(RESULT, 1, b"one"),
+    whole(ERROR, 2, b"boom", split=2),
+    whole(PART, 3, b"1"),
+    whole(PART, 3, b"2", [b"with"]),
+    whole(END, 3),
+    whole(RESULT, 4, b"four", [bytearray(b"buffer"), b"other"]),
+    whole(RESULT, 5, bytes(50_000)),
+    whole(RESULT, 6),
+)
+MIXED_EVENTS: Final = [
+    replied(b"one"),
+    Failed(b"bo", b"om"),
+    part(b"1"),
+    part(b"2", b"with"),
+    replied(b"", streamed=True),
+    replied(b"four", b"buffer", b"other"),
+    replied(bytes(50_000)),
+    replied(b""),
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 1 << 20])
+def test_answers_come_in_the_order_of_the_jobs(chunk: int) -> None:
+    """Of every kind, in whatever pieces; the worker is idle when the last has been answered, and not before."""
+    conversation = with_jobs(1, 2, 3, 4, 5, 6)
+    data = b"".join(MIXED)
+    found: list[object] = []
+    for start in range(0, len(data), chunk):
+        conversation.receive(data[start : start + chunk])
+        while (event := conversation.next_event()) is not None:
+            found.append(shown(event))
+            assert (conversation.stage is Stage.IDLE) == (len(found) == len(MIXED))
+            assert (conversation.stage is Stage.STREAMING) == (len(found) in (3, 4))
+    assert found == MIXED_EVENTS
+    assert not conversation.pending
+    assert not conversation.ids
+
+
+@pytest.mark.parametrize("kind", [RESULT, ERROR, PART])
+@pytest.mark.parametrize("given", [1, 2, 3, 7])
+def test_an_answer_out_of_turn(given: int, kind: int) -> None:
+    """To one that has been answered, to one whose turn it is not, to none: it is nobody's, and the error names both."""
+    conversation = with_jobs(1, 2, 3)
+    conversation.receive(whole(RESULT, 1, b"one") + whole(kind, given, b"secret"))
+    assert shown(conversation.next_event()) == replied(b"one")
+    if given == 2:
+        assert conversation.next_event() is not None
+        return
+    with pytest.raises(FrameError, match=f"it answered job {given}, but it was given job 2"):
+        conversation.next_event()
+    assert list(conversation.ids) == [2, 3]
+
+
+def test_a_job_behind_answers_that_are_not_told_of_yet() -> None:
+    """All that were on their way have been taken apart: what comes behind them is awaited all the same."""
+    conversation = with_jobs(1, 2)
+    events: deque[Event] = deque()
+    data = whole(RESULT, 1, b"one") + whole(RESULT, 2, b"two")
+    assert conversation.take_several(data, events) == len(data)
+    assert conversation.stage is Stage.IDLE
+    conversation.begin_behind(call(3))
+    assert conversation.stage is Stage.WAITING
+    assert conversation.take_whole(whole(RESULT, 3, b"three")) == Replied(b"", b"three")
+    assert conversation.stage is Stage.IDLE
+
+
+BEHIND_TWO: Final = {
+    "nothing": b"",
+    "half a header": whole(RESULT, 3, b"three")[:20],
+    "half a result": whole(RESULT, 3, b"three")[:-1],
+    "an error": whole(ERROR, 3, b"boom", split=4),
+    "a part": whole(PART, 3, b"part"),
+    "a result with buffers": whole(RESULT, 3, b"three", [b"buffer"]),
+    "an answer to another": whole(RESULT, 4, b"four"),
+    "text": b"Hello from print, which is longer than a header\n",
+    "a call": whole(CALL, 3, b"call"),
+}
+
+
+@pytest.mark.parametrize("what", BEHIND_TWO)
+def test_several_at_once(what: str) -> None:
+    """The short cut takes the small results in front, one for each job; it leaves what comes behind to the long way."""
+    conversation = with_jobs(1, 2, 3)
+    events: deque[Event] = deque()
+    front = whole(RESULT, 1, b"one") + whole(RESULT, 2, b"")
+    assert conversation.take_several(front + BEHIND_TWO[what], events) == len(front)
+    assert [shown(event) for event in events] == [replied(b"one"), replied(b"")]
+    assert list(conversation.ids) == [3]
+    assert conversation.stage is Stage.WAITING
+    assert not conversation.pending
+
+
+def test_no_more_at_once_than_there_are_jobs() -> None:
+    """An answer too many is left over, whatever its id."""
+    conversation = with_jobs(1, 2)
+    events: deque[Event] = deque()
+    front = whole(RESULT, 1, b"one") + whole(RESULT, 2, b"two")
+    assert conversation.take_several(front + whole(RESULT, 2, b"again"), events) == len(front)
+    assert len(events) == 2
+    assert conversation.stage is Stage.IDLE
+
+
 # --- the line, over a socket pair -----------------------------------------------------------------------------------
 
 
@@ -512,6 +633,122 @@ async def test_a_large_job_is_written_as_the_child_reads(buffers: list[bytes | b
         assert line.whole
         assert (message.kind, message.id, message.body) == (CALL, 1, body)
         assert list(message.buffers) == buffers
+
+
+def three_jobs(line: CallLine) -> None:
+    assert line.begin(call(1)) is None
+    for id_ in (2, 3):
+        assert line.begin_ahead(call(id_))
+    line.flush_behind()
+
+
+def take_all(line: CallLine, count: int) -> list[object]:
+    """Take so many answers, as the exchange does: what has been read first, then what is there."""
+    found: list[object] = []
+    for _ in range(100):
+        event = line.take() or line.read()
+        if event is not None:
+            found.append(shown(event))
+            line.turn(more=bool(line.conversation.ids))  # type: ignore[attr-defined]
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_answers_in_a_row_are_one_read() -> None:
+    """Each for its own job, whatever kind they are; the last leaves the line clean."""
+    with ready_lines() as (line, theirs):
+        three_jobs(line)
+        reads_of(line).clear()
+        theirs.sendall(whole(RESULT, 1, b"one") + whole(RESULT, 2, b"two") + whole(ERROR, 3, b"boom", split=4))
+        assert shown(line.read()) == replied(b"one")
+        assert line.has_more
+        assert shown(line.take()) == replied(b"two")
+        assert line.has_more
+        assert shown(line.take()) == Failed(b"boom")
+        assert not line.has_more
+        assert line.clean
+        assert len(reads_of(line)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 27, 28, 31, 32, 60, 70])
+async def test_answers_in_two_halves(cut: int) -> None:
+    """Wherever the first read ends."""
+    answers = whole(RESULT, 1, b"one") + whole(RESULT, 2, b"two") + whole(RESULT, 3, b"three")
+    expected = [replied(b"one"), replied(b"two"), replied(b"three")]
+    with ready_lines() as (line, theirs):
+        three_jobs(line)
+        theirs.sendall(answers[:cut])
+        ready = cut // 31
+        assert take_all(line, ready) == expected[:ready]
+        assert line.read() is None
+        assert line.has_more == (cut % 31 > 0)
+        theirs.sendall(answers[cut:])
+        assert take_all(line, 3 - ready) == expected[ready:]
+        assert line.clean
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_large_answer_among_small_ones(first: bool) -> None:
+    """Its body and buffers are read in place, and what comes behind it is not read into them."""
+    buffers: list[bytes | bytearray] = [bytearray(b"x" * 70_000), b"y" * 70_000]
+    large = whole(RESULT, 1 if first else 2, b"large" * 10_000, buffers)
+    small = whole(RESULT, 2 if first else 1, b"small")
+    answers = [large, small] if first else [small, large]
+    expected = [replied(b"large" * 10_000, *map(bytes, buffers)), replied(b"small")]
+    with ready_lines() as (line, theirs):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        three_jobs(line)
+        theirs.sendall(b"".join(answers) + whole(RESULT, 3, b"last"))
+        assert take_all(line, 3) == [*(expected if first else expected[::-1]), replied(b"last")]
+        assert line.clean
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs memfd_create")
+@pytest.mark.parametrize("before", [False, True])
+async def test_an_answer_through_the_arena_among_small_ones(before: bool) -> None:
+    """What comes behind it is told of when it has been taken out, slice by slice."""
+    fd = _platform.HERE.shared_file()
+    ours, theirs = Arena(fd), Arena(os.dup(fd))
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    relay = CallRelay(one.detach(), ours, lambda where, number: None)
+    line = CallLine(relay, CallConversation(HELLO_BODY, LIMIT, ours, Kept()))
+    try:
+        other.sendall(SHAKEN)
+        assert line.read() == Shaken(PID)
+        three_jobs(line)
+        large = bytes(range(256)) * (SLICE // 256 * 2 + 1)
+        pieces = encode(RESULT, 2 if before else 1, b"large", [memoryview(large)])
+        assert Filling(theirs, [memoryview(large)]).go_on()
+        theirs.sent += 1
+        answers = [b"".join(placed(pieces)), whole(RESULT, 1 if before else 2, b"small")]
+        expected = [replied(b"large", large), replied(b"small")]
+        other.sendall(b"".join(answers[:: -1 if before else 1]) + whole(RESULT, 3, b"last"))
+        assert take_all(line, 3) == [*expected[:: -1 if before else 1], replied(b"last")]
+        assert line.clean
+        assert theirs.free
+    finally:
+        line.close()
+        theirs.close()
+        other.close()
+
+
+@pytest.mark.parametrize("lie", ["text", "large answer to another job", "second handshake"])
+async def test_a_lie_behind_answers(lie: str) -> None:
+    """What came before it counts; then the line is at fault, and says so to whoever is in front."""
+    data, reason = LIES[lie]
+    with ready_lines() as (line, theirs):
+        assert line.begin(call(3)) is None
+        for id_ in (4, 5):
+            assert line.begin_ahead(call(id_))
+        line.flush_behind()
+        theirs.sendall(whole(RESULT, 3, b"3") + whole(RESULT, 4, b"4") + data)
+        assert shown(line.read()) == replied(b"3")
+        assert shown(line.take()) == replied(b"4")
+        with pytest.raises(FrameError, match=reason) as caught:
+            line.take()
+        assert line.fault is caught.value
 
 
 LIES: Final = {

@@ -1,6 +1,7 @@
 """The conversation with one worker: every event in every stage, and the lies a worker can tell."""
 
 import os
+from collections import deque
 from typing import Final
 
 import pytest
@@ -356,6 +357,154 @@ def test_job_after_job(protocol: str, chunk: int) -> None:
         assert found == [event]
         assert type(found[0]) is type(event)
         assert conversation.stage is Stage.IDLE
+
+
+ANSWERS: Final = [
+    (Replied(b"ctx", b"body"), lambda protocol: encode_reply(protocol, b"ctx", b"body")),
+    (Failed(b"boom"), lambda protocol: encode_error(protocol, b"boom")),
+    (Replied(b"", b""), lambda protocol: encode_reply(protocol, b"", b"")),
+    (StopAsked(), lambda protocol: encode_reply(protocol, STOP, b"")),
+    (Replied(b"c", b"last"), lambda protocol: encode_reply(protocol, b"c", b"last")),
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_jobs_behind_one_another(protocol: str, chunk: int) -> None:
+    """Answers come in their order, in whatever pieces; the worker is idle when the last has come, and not before."""
+    conversation = shaken(protocol)
+    conversation.begin_job()
+    for _ in ANSWERS[1:]:
+        conversation.begin_behind()
+    data = b"".join(encode(protocol) for _, encode in ANSWERS)
+    found: list[Event] = []
+    for start in range(0, len(data), chunk):
+        conversation.receive(data[start : start + chunk])
+        while (event := conversation.next_event()) is not None:
+            found.append(event)
+            assert conversation.stage is (Stage.IDLE if len(found) == len(ANSWERS) else Stage.WAITING)
+    assert [(type(event), event) for event in found] == [(type(event), event) for event, _ in ANSWERS]
+    assert not conversation.pending
+    conversation.begin_job()
+    with pytest.raises(FrameError):
+        conversation.begin_job()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_reply_too_many_behind_others(protocol: str) -> None:
+    """It is no reply: nobody is left whose it could be."""
+    conversation = shaken(protocol)
+    conversation.begin_job()
+    conversation.begin_behind()
+    reply = encode_reply(protocol, b"", b"one")
+    conversation.receive(3 * reply)
+    assert [conversation.next_event() for _ in range(2)] == [Replied(b"", b"one")] * 2
+    assert conversation.stage is Stage.IDLE
+    assert conversation.pending
+    with pytest.raises(FrameError) as caught:
+        conversation.next_event()
+    assert caught.value.received.startswith(reply[:1])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_job_behind_answers_that_are_not_told_of_yet(protocol: str) -> None:
+    """All have been taken apart, and what comes behind them is awaited."""
+    conversation = shaken(protocol)
+    conversation.begin_job()
+    conversation.receive(encode_reply(protocol, b"", b"one"))
+    assert conversation.next_event() == Replied(b"", b"one")
+    conversation.begin_behind()
+    assert conversation.stage is Stage.WAITING
+    conversation.receive(encode_reply(protocol, b"", b"two"))
+    assert conversation.next_event() == Replied(b"", b"two")
+    assert conversation.stage is Stage.IDLE
+
+
+def test_a_stream_with_jobs_behind_it() -> None:
+    """Its parts are its own; the next job's turn comes with its last frame."""
+    conversation = shaken("goridge-3")
+    conversation.begin_job()
+    conversation.begin_behind()
+    conversation.receive(
+        context_frame_3(0, b"", b"1", MORE)
+        + context_frame_3(0, b"", b"2", MORE)
+        + context_frame_3(0, b"", b"3")
+        + context_frame_3(0, b"", b"next")
+    )
+    stages = []
+    for event in (Part(b"", b"1"), Part(b"", b"2"), Replied(b"", b"3", True), Replied(b"", b"next")):
+        assert conversation.next_event() == event
+        stages.append(conversation.stage)
+    assert stages == [Stage.STREAMING, Stage.STREAMING, Stage.WAITING, Stage.IDLE]
+
+
+BEHIND: Final = {
+    "nothing": b"",
+    "half a header": context_frame_3(0, b"", b"three")[:11],
+    "half a reply": context_frame_3(0, b"c", b"three")[:-1],
+    "an error": encode_error("goridge-3", b"boom"),
+    "a part": context_frame_3(0, b"", b"three", MORE),
+    "a ping": context_frame_3(0, b"", b"three", PING),
+    "a stop request": context_frame_3(0, STOP, b""),
+    "a control frame": encode_control("goridge-3", STOP),
+    "a pong": frame_3(0, b"", PONG),
+    "too large": context_frame_3(0, b"", bytes(LIMIT + 1)),
+    "a wrong sum": bytes([*context_frame_3(0, b"", b"three")[:6], 0, *context_frame_3(0, b"", b"three")[7:]]),
+    "text": b"Hello from print\n",
+}
+
+
+@pytest.mark.parametrize("what", BEHIND)
+def test_several_at_once(what: str) -> None:
+    """The short cut takes the plain replies in front; the long way judges what is behind, in the same stage."""
+    conversation, longer = shaken("goridge-3"), shaken("goridge-3")
+    front = context_frame_3(0, b"ctx", b"one") + context_frame_3(0, b"", b"")
+    data = front + BEHIND[what]
+    for one in (conversation, longer):
+        one.begin_job()
+        for _ in range(3):
+            one.begin_behind()
+    events: deque[Event] = deque()
+    assert conversation.take_several(data, events) == len(front)
+    assert list(events) == [Replied(b"ctx", b"one"), Replied(b"", b"")]
+    assert conversation.stage is Stage.WAITING
+    longer.receive(data)
+    assert [longer.next_event(), longer.next_event()] == list(events)
+
+    def rest(of: Conversation) -> object:
+        try:
+            return of.next_event(), of.stage, list(of.answers), of.pending
+        except FrameError as error:
+            return str(error)
+
+    conversation.receive(BEHIND[what])
+    assert rest(conversation) == rest(longer)
+
+
+def test_no_more_at_once_than_there_are_jobs() -> None:
+    """A reply too many is left over."""
+    conversation = shaken("goridge-3")
+    conversation.begin_job()
+    conversation.begin_behind()
+    reply = context_frame_3(0, b"", b"one")
+    events: deque[Event] = deque()
+    assert conversation.take_several(3 * reply, events) == 2 * len(reply)
+    assert list(events) == [Replied(b"", b"one")] * 2
+    assert conversation.stage is Stage.IDLE
+    conversation.receive(reply)
+    with pytest.raises(FrameError):
+        conversation.next_event()
+
+
+@pytest.mark.parametrize(("protocol", "stage"), STAGES)
+def test_the_short_cut_is_for_goridge_3_in_waiting(protocol: str, stage: Stage) -> None:
+    """Elsewhere it takes nothing."""
+    conversation = in_stage(protocol, stage)
+    events: deque[Event] = deque()
+    reply = encode_reply(protocol, b"", b"one")
+    taken = conversation.take_several(reply, events)
+    assert taken == (len(reply) if (protocol, stage) == ("goridge-3", Stage.WAITING) else 0)
+    assert len(events) == bool(taken)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
