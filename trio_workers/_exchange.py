@@ -496,7 +496,7 @@ class Exchange:
         if job.ahead is not None:
             job.bound = True  # taken back, it goes on nowhere
             self.take_back(job.ahead)
-        elif job.state is WRITTEN and job.seat is not None and job.seat.ahead:
+        if job.state is WRITTEN and job.seat is not None and job.seat.ahead:  # also where its turn has just come
             job.bound = True
             self.take_back(job.seat)
         seat = job.seat
