@@ -450,6 +450,8 @@ BEHIND: Final = {
     "a pong": frame_3(0, b"", PONG),
     "too large": context_frame_3(0, b"", bytes(LIMIT + 1)),
     "a wrong sum": bytes([*context_frame_3(0, b"", b"three")[:6], 0, *context_frame_3(0, b"", b"three")[7:]]),
+    "reserved bits": bytes([*context_frame_3(0, b"", b"three")[:11], 1, *context_frame_3(0, b"", b"three")[12:]]),
+    "unknown flags": context_frame_3(0x02, b"", b"three"),
     "text": b"Hello from print\n",
 }
 
@@ -501,10 +503,11 @@ def test_the_short_cut_is_for_goridge_3_in_waiting(protocol: str, stage: Stage) 
     """Elsewhere it takes nothing."""
     conversation = in_stage(protocol, stage)
     events: deque[Event] = deque()
-    reply = encode_reply(protocol, b"", b"one")
-    taken = conversation.take_several(reply, events)
-    assert taken == (len(reply) if (protocol, stage) == ("goridge-3", Stage.WAITING) else 0)
-    assert len(events) == bool(taken)
+    for spoken in {protocol, "goridge-3"}:
+        reply = encode_reply(spoken, b"", b"one")
+        taken = conversation.take_several(reply, events)
+        assert taken == (len(reply) if (protocol, stage) == ("goridge-3", Stage.WAITING) else 0)
+        assert len(events) == bool(taken)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -265,9 +265,11 @@ def test_writes_are_whole_frames_of_no_more_than_a_pipe_takes_at_once() -> None:
     write_now = relay.write_now
     relay.write_now = lambda data: (writes.append(bytes(data)), write_now(data))[1]  # type: ignore[method-assign]
     head = len(job(b""))
-    bodies = [b"a" * (PIPE_BUF - head), b"b" * 1000, b"c" * 1000, b"d" * (PIPE_BUF - 3 * head - 2000), b"e", b"f" * 100]
-    lend(line, *bodies)
-    assert writes == [job(bodies[0]), b"".join(map(job, bodies[1:4])), job(bodies[4]) + job(bodies[5])]
+    whole = [b"a" * (PIPE_BUF - head)]
+    together = [b"b" * 1000, b"c" * 1000, b"d" * (PIPE_BUF - 3 * head - 2000)]
+    too_much = [b"e" * 100, b"f" * (PIPE_BUF + 1 - 2 * head - 100)]
+    lend(line, *whole, *together, *too_much, b"last")
+    assert writes == [job(*whole), b"".join(map(job, together)), job(too_much[0]), job(too_much[1]) + job(b"last")]
     assert len(writes[0]) == len(writes[1]) == PIPE_BUF
 
 
@@ -282,6 +284,9 @@ def test_a_relay_that_takes_a_part(room: int) -> None:
     assert line.whole == (room == 0)
     assert line.is_last == (room == 0)  # what is begun is on its way
     lend(line, b"four")
+    if room:
+        relay.room = LIMIT
+        line.flush_behind()
     assert bytes(relay.taken) == (job(b"one") + job(b"two") + job(b"three"))[: len(job(b"one")) + room]
     relay.room = LIMIT
     relay.said += reply(b"1")
@@ -306,8 +311,9 @@ def test_a_pong_does_not_go_into_the_middle_of_a_job_that_lies_behind() -> None:
     relay.room = 3 + len(job(b"two")) - 5
     assert line._push()
     assert bytes(relay.taken) == job(b"one") + job(b"two") + PONG_FRAME[:3]
-    lend(line, b"three")
     relay.room = LIMIT
+    lend(line, b"three")
+    assert bytes(relay.taken) == job(b"one") + job(b"two") + PONG_FRAME[:3]
     relay.said += reply(b"2")
     take(line, b"2")
     assert line._push()

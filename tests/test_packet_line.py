@@ -291,6 +291,7 @@ async def test_the_next_one_takes_the_relay_where_it_must() -> None:
         assert not it.line.whole
         assert it.line.started is False
         assert it.line._push()
+        assert it.line.started is False
         assert it.child.message().id == 2
         it.line.flush_behind()
         assert it.child.unread() == [3]
@@ -453,8 +454,12 @@ async def test_what_has_started(what: str) -> None:
 
 @pytest.mark.parametrize("what", ["nothing", "LOOK", "all"])
 async def test_what_has_started_by_the_relay(what: str) -> None:
-    """A large job has when its message was read, not when the packet was."""
+    """A large job has when its message was read, not when the packet was; whatever the child had before."""
     with scenes(buffer=1) as it:
+        assert it.line.begin(call(9)) is None
+        assert it.child.job() == 9
+        it.child.answer(9)
+        it.take(9)
         assert it.line.begin(call(1, bytes(8000))) is None
         it.lend(call(2))
         if what != "nothing":
@@ -469,11 +474,24 @@ async def test_what_has_started_by_the_relay(what: str) -> None:
         assert it.line.unread_jobs([8000]) == [what != "all"]
 
 
+async def test_what_has_started_behind_the_relay() -> None:
+    """A small job behind a large one is known by its packet."""
+    with scenes() as it:
+        assert it.line.begin(call(1, bytes(LARGE))) is None
+        it.lend(call(2))
+        assert it.child.job() == 1
+        it.child.answer(1)
+        it.take(1)
+        it.child.die()
+        assert it.line.started is False
+        assert it.line.unread_jobs([100]) == [True]
+
+
 async def test_an_answer_is_proof_enough() -> None:
-    """Of a child that said half a word."""
+    """Of a child that said half a word, and left others unread."""
     with scenes() as it:
         assert it.line.begin(call(1)) is None
-        it.lend(call(2))
+        it.lend(call(2), call(3))
         it.child.job()
         it.child.answer(1)
         it.take(1)
