@@ -144,6 +144,15 @@ async def stream(job: Job) -> AsyncIterator[bytes]:
         yield b"part %d" % number
 
 
+async def test_written_ahead_and_late(autojump_clock: MockClock) -> None:
+    """What has been written may be run at any moment: `allocate_timeout` does not end its wait, its reply does."""
+    async with open_pool(ahead(work, allocate_timeout=1.0)) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, pool, "sleep 3")
+        await settle()
+        assert await ask(pool, "late") == "late"
+        assert trio.current_time() == 3
+
+
 async def test_answer_of_a_job_that_was_left_is_nobody_elses(autojump_clock: MockClock) -> None:
     """A worker is killed in the middle of a stream; the job behind has its own answer, which had come as well."""
 
