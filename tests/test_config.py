@@ -72,6 +72,7 @@ WRONG_TYPES: Final[dict[str, tuple[object, ...]]] = {
     "limits": (None, Limits, Restart(), {"ttl": 1}, 1.0, True),
     "max_workers": NO_INTS,
     "grow_after": (None, *NO_NUMBERS),
+    "read_ahead": (None, *NO_INTS),
     "debug": NO_BOOLS,
     "name": (None, 1, True, b"pool", ["pool"]),
 }
@@ -103,6 +104,7 @@ WRONG_VALUES: Final[dict[str, tuple[object, ...]]] = {
     "limits": (),
     "max_workers": (0, -1),
     "grow_after": (0, 0.0, -1, math.nan, math.inf, -math.inf),
+    "read_ahead": (0, -1),
     "debug": (),
     "name": ("", "a\nb", "a\x1b[31mb", "\0"),
 }
@@ -123,6 +125,7 @@ RIGHT: Final[dict[str, tuple[object, ...]]] = {
     "limits": (Limits(), Limits(ttl=1, max_memory=1)),
     "max_workers": (None, 1000),
     "grow_after": (0.001, 1),
+    "read_ahead": (1, 32),
     "debug": (False, True),
     "name": ("pool", "ein Name", "池"),
 }
@@ -295,6 +298,7 @@ def test_defaults() -> None:
         "limits": Limits(),
         "max_workers": None,
         "grow_after": 0.1,
+        "read_ahead": 1,
         "debug": False,
         "name": "pool",
     }

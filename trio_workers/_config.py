@@ -258,6 +258,13 @@ class Config:
     `max_workers`: how many workers the pool may grow to by itself; None is `num_workers`, so it does not grow. While a
     job has waited for `grow_after` seconds, a worker is added for it; above `num_workers` as many are retired as were
     free all the time over the last `limits.idle_ttl` (60 s where there is none).
+    `read_ahead`: how many jobs may be on the way to a worker at once, for jobs that take microseconds; at 1 each is
+    written when the one before has been answered, and nothing of what follows is so. Above, jobs that wait (none over
+    PIPE_BUF bytes, 4096 on Linux; no stream, no lease) may lie in a worker's relay ahead of their turn, which can't be
+    undone: a cancelled one may still run, its reply is dropped, and nobody is killed for it unless it takes longer than
+    `destroy_timeout`; `allocate_timeout` ends no job that has been written; when a worker dies, jobs it had not read go
+    on to others, and of those it may have begun nobody knows (`WorkerError` with `started=None`). None is run twice.
+    `open_python_pool` has no such field: its pools do so by themselves, and can undo it.
     `debug`: no standing workers; each job gets a process that was started after the job was handed in, so edited code
     counts at once, with at most `num_workers` processes at a time. One that fails to boot is its job's `SpawnError`.
     `name`: the pool's name in logs and `repr`.

@@ -375,40 +375,44 @@ class Exchange:
         None where another task has read it meanwhile.
         """
         if not line.whole:
-            return await self._write_while_reading(line)
+            await self._write_while_reading(job, line)
+            return line.take() if _is_in_front(job, line) else None
         while True:
             await line.relay.wait_readable()
-            if job.state is not WRITTEN or job.seat is None or job.seat.worker.line is not line:
+            if not _is_in_front(job, line):
                 return None
             event = line.read()
             if event is not None:
                 return event
 
-    async def _write_while_reading(self, line: Line) -> Event:
-        """Write the rest of a large job while reading: a worker that answers as it reads must not stop us both."""
-        event: Event | None = None
+    async def _write_while_reading(self, job: Job, line: Line) -> None:
+        """Write what is unsent while reading: a worker that answers as it reads must not stop us both.
+
+        What is read stays with the line, where others may look until the writing has ended.
+        """
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(line.flush)
                 try:
+                    event: Event | None = None
                     while event is None:
                         await line.relay.wait_readable()
+                        if not _is_in_front(job, line):
+                            break  # the next event is another's
                         event = line.read()
+                    else:
+                        line.events.appendleft(event)
                 except BaseException as error:
                     failure = error
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:  # Cancelled, or what a user's relay raises of its own
-            if event is not None:
-                line.events.appendleft(event)  # what was read is not lost with the cancel
             failure = failure or group.exceptions[0]
         if failure is not None:
             try:
                 raise failure
             finally:
                 del failure  # or this frame and the error hold each other, and so the job, until the collector comes
-        assert event is not None
-        return event
 
     async def _suspect(self, job: Job, seat: Seat, why: BaseException | str, *, grace: bool) -> None:
         if job.state is WRITTEN and job.seat is seat:
@@ -496,7 +500,7 @@ class Exchange:
         if job.ahead is not None:
             job.bound = True  # taken back, it goes on nowhere
             self.take_back(job.ahead)
-        elif job.state is WRITTEN and job.seat is not None and job.seat.ahead:
+        if job.state is WRITTEN and job.seat is not None and job.seat.ahead:  # also where its turn has just come
             job.bound = True
             self.take_back(job.seat)
         seat = job.seat
@@ -608,6 +612,10 @@ def _encode_anew(job: Job, codec: Codec) -> None:
     job.frames, job.dialect = codec.encode_anew(job.payload), codec.dialect
     if not _fits_ahead(job.frames):
         job.alone = True
+
+
+def _is_in_front(job: Job, line: Line) -> bool:
+    return job.state is WRITTEN and job.seat is not None and job.seat.worker.line is line
 
 
 def _moved_on(job: Job, seat: Seat) -> bool:

@@ -9,7 +9,13 @@ import attrs
 RUNS_ON: Final = 3.0
 """Seconds that a job may still run after its caller has its end: what a kill takes, on a loaded machine."""
 
+WAITS_IN_LINE: Final = 4.0
+"""Seconds for which a job that its caller has left may lie in a command worker's line before it runs: as long as those
+before it take, of which one at most hangs, until `exec_ttl` or `destroy_timeout` ends it. It may hang itself then."""
+
 BY_WORKERS: Final = frozenset({"begin", "end", "beat", "asked"})
+LEFT: Final = frozenset({"cancelled", "undelivered", "unordered"})
+"""Ends of which the worker is not told where others lie behind."""
 UNSTARTED: Final = frozenset({"allocate_timeout", "queue_full", "retired", "boot_failed"})
 """Ends that say that the job never began."""
 
@@ -44,21 +50,24 @@ class Findings:
     deeds: Counter[str]
 
 
-def audit(path: str, *, read_out: float) -> Findings:
-    """Read a ledger. A stream that its caller has left may be read out for `read_out` seconds."""
+def audit(path: str, *, read_out: float, reads_ahead: bool = False) -> Findings:
+    """Read a ledger. A stream that its caller has left may be read out for `read_out` seconds.
+
+    `reads_ahead`: a job that has been written into a command worker's line can't be called back when its caller goes.
+    """
     entries = _read(path)
     complaints: list[str] = []
     endings: Counter[str] = Counter()
     deeds: Counter[str] = Counter()
     for entry in entries.values():
-        complaints += [f"{entry}: {text}" for text in _look_at(entry, read_out)]
+        complaints += [f"{entry}: {text}" for text in _look_at(entry, read_out, reads_ahead)]
         endings.update(entry.over)
         deeds[entry.do] += entry.asked if entry.do == "stop" else bool(entry.begun)
     deeds.pop("lease", None)
     return Findings(complaints, endings, deeds)
 
 
-def _look_at(entry: Entry, read_out: float) -> Iterator[str]:
+def _look_at(entry: Entry, read_out: float, reads_ahead: bool) -> Iterator[str]:
     """Say what is wrong with one job."""
     if len(entry.over) != 1:
         yield f"ended {len(entry.over)} times"
@@ -73,7 +82,10 @@ def _look_at(entry: Entry, read_out: float) -> Iterator[str]:
     if over in ("replied", "failed") and entry.ended != 1 and not (entry.do == "stream" and over == "failed"):
         yield f"was answered, and came to its end {entry.ended} times"
     ran_on = entry.last - entry.over_at
-    if ran_on > RUNS_ON + (read_out if over == "left" else 0.0):
+    longest = RUNS_ON + (read_out if over == "left" else 0.0)
+    if reads_ahead and over in LEFT:
+        longest += WAITS_IN_LINE
+    if ran_on > longest:
         yield f"still ran {ran_on:.1f} s after it was over"
     yield from _compare_records(entry, over)
     if entry.after_the_end:

@@ -54,6 +54,15 @@ FROM_OUTSIDE: Final = frozenset({"crashed"})
 WITH_DEBUG: Final = frozenset({"boot_failed"})
 """How any job may end besides, where its worker was started for it and killed before it was ready."""
 
+IN_A_LINE: Final = frozenset({"crashed", "relay_error", "memory"})
+"""How any job may end besides that lay in the line of a command worker: nobody can know whether it had begun."""
+
+BREATHER: Final = 0.4
+"""Seconds between two jobs of a caller beside a crowd, at most: nothing gets ahead of its turn where each job hangs."""
+
+MANY: Final = 50
+"""Items from which on a map is a long one."""
+
 IN_A_SPOILED_LEASE: Final = frozenset({"crashed", "relay_error", "retired", "memory", "closed"})
 """How any job may end on a leased worker that has not simply answered the one before."""
 
@@ -79,6 +88,8 @@ class Weather(Protocol):
     over: bool
     workers_are_killed: bool
     has_debugged: bool
+    reads_ahead: bool
+    has_crowds: bool
     floor: int
     running: dict[int, Handed]
 
@@ -102,6 +113,15 @@ class Caller:
         async with trio.open_nursery() as self._helpers:
             while trio.current_time() < until and not self._weather.over:
                 await self._call()
+                if self._weather.has_crowds:
+                    await trio.sleep(self._rng.uniform(0, BREATHER))
+
+    async def run_in_a_crowd(self, until: float) -> None:
+        """Hand in one tiny job after the other, and cancel some of them."""
+        async with trio.open_nursery() as self._helpers:
+            while trio.current_time() < until and not self._weather.over:
+                if await self._exec(self._planner.draw_tiny()) == "queue_full":
+                    await trio.sleep(self._rng.uniform(0, 0.02))
 
     async def call_quickly(self) -> str:
         """Hand in a small job that nobody disturbs, and return how it ended."""
@@ -120,7 +140,7 @@ class Caller:
         (way,) = self._rng.choices(("exec", "stream", "lease", "map"), (60, 15, 15, 10))
         match way:
             case "exec":
-                if await self._exec() == "queue_full":
+                if await self._exec(self._draw()) == "queue_full":
                     await trio.sleep(self._rng.uniform(0, 0.02))  # or nothing else would be done
             case "stream":
                 await self._stream()
@@ -129,9 +149,11 @@ class Caller:
             case _:
                 await self._map()
 
-    async def _exec(self, **lease: Any) -> str:
-        wrong_way = self._rng.random() < 0.02
-        job = self._planner.draw_stream() if wrong_way else self._planner.draw()
+    def _draw(self) -> Job:
+        """Draw a job; one of a few streams its answer, and is asked for the wrong way."""
+        return self._planner.draw_stream() if self._rng.random() < 0.02 else self._planner.draw()
+
+    async def _exec(self, job: Job, **lease: Any) -> str:
         worker = lease.get("worker")
 
         async def call() -> str:
@@ -172,9 +194,11 @@ class Caller:
             async with self._weather.target.lease(lease) as worker:
                 also: frozenset[str] = frozenset()
                 for _ in range(number):
-                    way = self._exec if self._rng.random() < 0.8 else self._stream
                     since = trio.current_time()
-                    outcome = await way(worker=worker, floor=floor, also=also)
+                    if self._rng.random() < 0.8:
+                        outcome = await self._exec(self._draw(), worker=worker, floor=floor, also=also)
+                    else:
+                        outcome = await self._stream(worker=worker, floor=floor, also=also)
                     # An answer that came as exec_ttl passed is an answer, from a worker that is killed for it.
                     if outcome not in ("replied", "failed") or trio.current_time() - since >= SHORTEST_EXEC_TTL:
                         also = IN_A_SPOILED_LEASE
@@ -186,9 +210,16 @@ class Caller:
 
     async def _map(self) -> None:
         hangs = self._rng.random() < 0.2
-        drawn = [self._planner.draw(quiet=not hangs) for _ in range(self._rng.randrange(1, 12))]
+        if self._weather.has_crowds and self._rng.random() < 0.7:
+            drawn = [self._planner.draw_tiny(quiet=not hangs) for _ in range(self._rng.randrange(MANY, 800))]
+        else:
+            drawn = [self._planner.draw(quiet=not hangs) for _ in range(self._rng.randrange(1, 12))]
         ordered, return_exceptions = self._rng.random() < 0.7, self._rng.random() < 0.7
         window, enough = self._rng.choice((None, 1, 20)), self._rng.choice((1, 3, 100, 100))
+        in_batches = False
+        if len(drawn) >= MANY:
+            window, enough = self._rng.choice((None, None, 400)), self._rng.choice((100, 500, 10_000))
+            in_batches = self._rng.random() < 0.4
         taken: dict[int, Job] = {}
 
         def source() -> Iterator[Job]:
@@ -197,11 +228,24 @@ class Caller:
                 taken[job.id] = job
                 yield job
 
+        async def take_batches(results: Any) -> None:
+            nonlocal enough
+            while enough > 0:
+                try:
+                    batch = await anext(results.batches())
+                except StopAsyncIteration:
+                    return
+                enough -= len(batch)
+                for result in batch:
+                    self._end_in_map(taken, result, ordered)
+
         async def call() -> None:
             mapped = self._weather.target.map(
                 source(), ordered=ordered, return_exceptions=return_exceptions, window=window
             )
             async with mapped as results:
+                if in_batches:
+                    await take_batches(results)
                 for _ in range(enough):
                     try:
                         result = await anext(results)
@@ -312,6 +356,8 @@ class Caller:
         weather = self._weather
         handed = weather.running.pop(job.id)
         allowed = job.may | handed.also
+        if weather.reads_ahead and getattr(error, "started", False) is None:
+            allowed |= IN_A_LINE
         if weather.workers_are_killed:
             allowed |= FROM_OUTSIDE | (WITH_DEBUG if weather.has_debugged else frozenset[str]())
         if outcome not in allowed and outcome != "broken":

@@ -30,7 +30,18 @@ WORKER: Final = Path(__file__).parent / "worker.py"
 DIALECTS: Final = ("goridge-1", "goridge-2", "goridge-3")
 TRANSPORTS: Final = ("pipe", "socketpair", "unix", "tcp")
 FUNCTIONS: Final = "functions"
-KINDS: Final = (*(f"{dialect}-{transport}" for dialect in DIALECTS for transport in TRANSPORTS), FUNCTIONS)
+CROWD: Final = "-crowd"
+"""What the kinds are called besides in which crowds hand in tiny jobs, so that jobs lie ahead of their turn."""
+KINDS: Final = (
+    *(f"{dialect}-{transport}" for dialect in DIALECTS for transport in TRANSPORTS),
+    *(f"{dialect}-pipe{CROWD}" for dialect in DIALECTS),
+    *(f"goridge-3-{transport}{CROWD}" for transport in TRANSPORTS if transport != "pipe"),
+    FUNCTIONS,
+    FUNCTIONS + CROWD,
+)
+
+READ_AHEADS: Final = (2, 8, 32)
+"""How many jobs may be on the way to a command worker of such a kind. Functions need no such number."""
 
 BOOT_TIMEOUT: Final = 30.0
 """Seconds, for a loaded machine; a boot that fails does so at once."""
@@ -90,23 +101,34 @@ class Settings:
         }
 
 
-def draw_settings(rng: random.Random) -> Settings:
+def has_crowds(kind: str) -> bool:
+    """Whether crowds hand in tiny jobs."""
+    return kind.endswith(CROWD)
+
+
+def reads_ahead(kind: str) -> bool:
+    """Whether more than one job may be on the way to a worker from where none can be taken back."""
+    return has_crowds(kind) and not kind.startswith(FUNCTIONS)
+
+
+def draw_settings(rng: random.Random, kind: str) -> Settings:
     """Draw what a pool is made of. Limits are so short that each of them is reached."""
-    num_workers = rng.randint(1, 4)
-    bounds_memory = rng.random() < 0.2
-    debug = rng.random() < 0.1
-    max_executions = rng.choice((0, 0, 1, 3, 20))
+    crowd = has_crowds(kind)
+    num_workers = rng.randint(1, 2 if crowd else 4)  # crowds must be more than they can serve
+    bounds_memory = rng.random() < (0.1 if crowd else 0.2)
+    debug = rng.random() < (0.0 if crowd else 0.1)
+    max_executions = rng.choice((0, 0, 0, 100, 1000) if crowd else (0, 0, 1, 3, 20))
     boots_for_each_job = debug or max_executions == 1
     return Settings(
         num_workers=num_workers,
-        max_workers=num_workers + rng.randint(0, 3),
+        max_workers=num_workers + rng.randint(0, 1 if crowd else 3),
         max_executions=max_executions,
-        max_queue=rng.choice((None, None, 4, 16)),
+        max_queue=rng.choice((None, None, None, 16) if crowd else (None, None, 4, 16)),
         allocate_timeout=rng.choice((2.0 if boots_for_each_job else 0.1, 2.0, 20.0)),
         destroy_timeout=rng.choice(DESTROY_TIMEOUTS),
         debug=debug,
         limits=Limits(
-            ttl=rng.choice((None, 0.3, 1.0)),
+            ttl=rng.choice((None, None, 1.0) if crowd else (None, 0.3, 1.0)),
             idle_ttl=rng.choice((None, 0.2)),
             exec_ttl=SLOW_EXEC_TTL if bounds_memory else rng.choice(EXEC_TTLS),
             max_memory=MAX_MEMORY if bounds_memory else None,
@@ -118,7 +140,7 @@ def draw_settings(rng: random.Random) -> Settings:
 
 def draw_config(rng: random.Random, kind: str, directory: str, settings: Settings, environment: Environment) -> Config:
     """Make the config of a kind of command workers."""
-    dialect, _, transport = kind.rpartition("-")
+    dialect, _, transport = kind.removesuffix(CROWD).rpartition("-")
     reader = rng.choice(("hand", "child"))
     return Config(
         command=[sys.executable, "-S", "-P", str(WORKER), reader],
@@ -126,14 +148,15 @@ def draw_config(rng: random.Random, kind: str, directory: str, settings: Setting
         factory=_factory_of(transport, directory, environment.release),
         env=environment,
         name=f"{kind}, release {environment.release}",
+        read_ahead=rng.choice(READ_AHEADS) if reads_ahead(kind) else 1,
         **settings.fields,
     )
 
 
-def draw_another(rng: random.Random, directory: str, environment: Environment) -> Config:
-    """Make a config of any dialect and any transport."""
-    kind = f"{rng.choice(DIALECTS)}-{rng.choice(TRANSPORTS)}"
-    return draw_config(rng, kind, directory, draw_settings(rng), environment)
+def draw_another(rng: random.Random, kind: str, directory: str, environment: Environment) -> Config:
+    """Make a config of any dialect and any transport; with crowds where `kind` has them."""
+    another = f"{rng.choice(DIALECTS)}-{rng.choice(TRANSPORTS)}{CROWD if has_crowds(kind) else ''}"
+    return draw_config(rng, another, directory, draw_settings(rng, another), environment)
 
 
 def break_config(config: Config) -> Config:

@@ -62,6 +62,9 @@ COMMANDS: Final = {
 }
 """What a job of a command worker may do, besides streaming."""
 
+AHEAD: Final = {name: act for name, act in COMMANDS.items() if name != "twice"}
+"""The same where jobs lie ahead of their turn: there an answer too many is taken for that of the next one."""
+
 FUNCTIONS: Final = {
     **BOTH,
     "reply": _act(60, "replied", *["-"] * 11, "array"),
@@ -72,6 +75,15 @@ FUNCTIONS: Final = {
     "leave": _act(2, "failed"),
 }
 """What a function may do, besides streaming."""
+
+TINY: Final = {
+    "reply": _act(2900, "replied", *["-"] * 30, "array"),
+    "fail": _act(60, "failed"),
+    "exit": _act(3, "crashed", "3"),
+    "kill": _act(3, "crashed"),
+    "hang": _act(1, "crashed", hangs=True),
+}
+"""What one of a crowd's jobs may do: nearly all are answered at once."""
 
 STREAM: Final = Act(
     weight=0,
@@ -136,6 +148,7 @@ class Planner:
         self._acts = acts
         self._names = list(acts)
         self._weights = [act.weight for act in acts.values()]
+        self._tiny_weights = [act.weight for act in TINY.values()]
         self._next_id = first_id
         self._streams = streams
 
@@ -152,6 +165,22 @@ class Planner:
         how = self._rng.choice(act.hows)
         pause = self._rng.choice((0.0, 0.0, self._rng.uniform(0, 0.02)))
         return self._make(act, do, how, sent, back, pause)
+
+    def draw_tiny(self, *, quiet: bool = False) -> Job:
+        """Draw a job as crowds have them: a small one that takes no time, but for one in thirty; a few are large."""
+        while True:
+            (do,) = self._rng.choices(list(TINY), self._tiny_weights)
+            act = TINY[do]
+            if not (quiet and act.hangs):
+                break
+        sent, back = self._rng.randrange(200), self._rng.randrange(200)
+        kind = self._rng.random()
+        if kind < 0.01:
+            sent = self._rng.choice((3900, 4200, 40_000, 70_000, 400_000))
+        elif kind < 0.02:
+            back = self._rng.choice((4200, 70_000, 400_000))
+        pause = self._rng.uniform(0, 0.01) if self._rng.random() < 0.03 else 0.0
+        return self._make(act, do, self._rng.choice(act.hows), sent, back, pause)
 
     def draw_stream(self) -> Job:
         """Draw a job that answers in parts, where this kind of worker can."""

@@ -16,8 +16,9 @@ def show(result: Result) -> str:
     """Say in one line what became of a storm."""
     broken = f"{len(result.complaints)} promises broken" if result.complaints else "nothing broken"
     return (
-        f"{result.kind:<20} {result.jobs:>7,} jobs in {result.took:>5.1f} s, {result.rounds} rounds, "
-        f"{result.exits.total():>5,} workers, memory {result.growth / MIB:>+6.1f} MiB: {broken}"
+        f"{result.kind:<26} {result.jobs:>7,} jobs in {result.took:>5.1f} s, {result.rounds} rounds, "
+        f"{result.exits.total():>5,} workers, memory {result.growth / MIB:>+6.1f} MiB, "
+        f"{result.ahead:>6,} seen ahead: {broken}"
     )
 
 

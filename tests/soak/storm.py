@@ -26,14 +26,21 @@ from tests.soak.audit import audit
 from tests.soak.callers import Caller, Handed, shown
 from tests.soak.kinds import Environment
 from tests.soak.ledger import Ledger
-from tests.soak.plan import COMMANDS, FUNCTIONS, Planner
+from tests.soak.plan import AHEAD, COMMANDS, FUNCTIONS, Planner
 from tests.soak.targets import Target
 from tests.soak.trouble import Trouble
-from trio_workers import JobRecord, Pool, PythonPool, SpawnError, Worker, WorkerEvent
+from trio_workers import JobRecord, Pool, PythonPool, SpawnError, Worker, WorkerEvent, _roster
 
 CALLERS: Final = 24
+CROWD: Final = 64
+FEWER: Final = 4
+"""In the kinds that have crowds: so many callers of tiny jobs, and of all others so many instead of `CALLERS`."""
+
 IDS: Final = 1_000_000
 """Numbers that each caller has for its jobs in a round."""
+
+MUCH_PATIENCE: Final = 0.02
+"""Seconds."""
 
 ROUND: Final = 5.0
 """Seconds that a round takes, about. In a short storm they are shorter, so that there are three: see `growth`."""
@@ -74,6 +81,8 @@ class Result:
     rounds: int = 0
     jobs: int = 0
     growth: int = 0
+    ahead: int = 0
+    """Jobs that lay ahead of their turn, summed over all moments at which somebody looked."""
     endings: Counter[str] = attrs.Factory(Counter[str])
     deeds: Counter[str] = attrs.Factory(Counter[str])
     troubles: Counter[str] = attrs.Factory(Counter[str])
@@ -96,7 +105,11 @@ class Round:
         self._environments: list[Environment] = []
         self._calls = self._broken_call = self._good_call = self._release = 0
         self._there: set[Worker] = set()
-        self._callers = [self._make_caller(caller) for caller in range(CALLERS)]
+        self.has_crowds = kinds.has_crowds(result.kind)
+        self.reads_ahead = kinds.reads_ahead(result.kind)
+        callers = FEWER if self.has_crowds else CALLERS
+        self._callers = [self._make_caller(caller) for caller in range(callers)]
+        self._crowd = [self._make_caller(CALLERS + caller) for caller in range(CROWD if self.has_crowds else 0)]
         # Each task draws from a source of its own, or who comes first would decide what happens.
         self._trouble = Trouble(self, random.Random(rng.random()))
         self._change_rng = random.Random(rng.random())
@@ -110,10 +123,11 @@ class Round:
         self.troubles = result.troubles
 
     def _make_caller(self, caller: int) -> Caller:
-        acts = FUNCTIONS if self._result.kind == kinds.FUNCTIONS else COMMANDS
-        streams = self._result.kind == kinds.FUNCTIONS or self._result.kind.startswith("goridge-3")
+        functions = self._result.kind.startswith(kinds.FUNCTIONS)
+        acts = FUNCTIONS if functions else AHEAD if self.reads_ahead else COMMANDS
+        streams = functions or self._result.kind.startswith("goridge-3")
         rng = random.Random(self._rng.random())
-        first_id = (self._number * CALLERS + caller) * IDS + 1
+        first_id = (self._number * (CALLERS + CROWD) + caller) * IDS + 1
         return Caller(self, Planner(rng, acts, first_id, streams), rng)
 
     def _make_environment(self, release: int) -> Environment:
@@ -156,17 +170,20 @@ class Round:
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[None]:
-        settings = kinds.draw_settings(self._rng)
+        settings = kinds.draw_settings(self._rng, self._result.kind)
         environment = self._make_environment(0)
         config = None
-        if self._result.kind != kinds.FUNCTIONS:
+        if not self._result.kind.startswith(kinds.FUNCTIONS):
             config = kinds.draw_config(self._rng, self._result.kind, self._directory, settings, environment)
         self.has_debugged = settings.debug
+        # With the patience that there is few jobs lie ahead of their turn where the machine has other work to do.
+        patience = self._rng.choice((_roster.PATIENCE, MUCH_PATIENCE)) if self.has_crowds else _roster.PATIENCE
         opened = kinds.open_target(
             config, settings, environment, observer=self._observe, job_observer=self._note_record
         )
-        async with opened as (self.pool, self.target):
-            yield
+        with _have(patience):
+            async with opened as (self.pool, self.target):
+                yield
 
     async def _storm(self, seconds: float) -> None:
         """Let callers and trouble loose for so long; then the callers come to the end of what they are at."""
@@ -176,9 +193,14 @@ class Round:
             helpers.start_soon(self._trouble.run, until)
             with self._limit("the callers", seconds + STUCK):
                 async with trio.open_nursery() as nursery:
-                    for caller in self._callers:
-                        nursery.start_soon(caller.run, until)
+                    self._let_loose(nursery, until)
             helpers.cancel_scope.cancel()
+
+    def _let_loose(self, nursery: trio.Nursery, until: float) -> None:
+        for caller in self._callers:
+            nursery.start_soon(caller.run, until)
+        for caller in self._crowd:
+            nursery.start_soon(caller.run_in_a_crowd, until)
 
     async def _rest(self) -> None:
         """See that the pool still does what it is asked to, has all its workers, and serves."""
@@ -218,8 +240,7 @@ class Round:
 
     async def _raise_another_storm(self, seconds: float, strangers: trio.Nursery) -> None:
         """Let callers and trouble loose in another task tree, to be left in the middle of it."""
-        for caller in self._callers:
-            strangers.start_soon(caller.run, math.inf)
+        self._let_loose(strangers, math.inf)
         strangers.start_soon(self._trouble.run, math.inf)
         strangers.start_soon(self._watch)
         await trio.sleep(seconds)
@@ -235,6 +256,8 @@ class Round:
         while not self.over:
             await trio.sleep(self._watch_rng.uniform(0, 0.03))
             self._check_sum()
+            core = self.pool._core  # pyright: ignore[reportPrivateUsage]
+            self._result.ahead += sum(len(seat.ahead) for seat in core.roster.seats)
 
     def _look_behind(self, before: host.Look) -> None:
         """See that nothing is left."""
@@ -300,7 +323,8 @@ class Round:
                     environment.release = release
                 await self.pool.reset()
             else:
-                config = kinds.draw_another(self._change_rng, self._directory, self._make_environment(release))
+                environment = self._make_environment(release)
+                config = kinds.draw_another(self._change_rng, self._result.kind, self._directory, environment)
                 self.has_debugged = self.has_debugged or config.debug
                 await self.pool.reset(kinds.break_config(config) if how == "broken" else config)
             self.floor = max(self.floor, release)
@@ -325,6 +349,17 @@ class Round:
         if broken and call == self._calls:
             self.complain("a reset to what can't boot has returned")
         self._good_call = max(self._good_call, call)
+
+
+@contextmanager
+def _have(patience: float) -> Generator[None]:
+    """Let jobs of functions lie behind one that takes so long, and no longer."""
+    usual = _roster.PATIENCE
+    _roster.PATIENCE = patience  # type: ignore[misc]  # pyright: ignore[reportConstantRedefinition]
+    try:
+        yield
+    finally:
+        _roster.PATIENCE = usual  # type: ignore[misc]  # pyright: ignore[reportConstantRedefinition]
 
 
 async def run_storm(kind: str, seed: int, seconds: float) -> Result:
@@ -352,7 +387,8 @@ async def run_storm(kind: str, seed: int, seconds: float) -> Result:
             result.growth = memory[-1] - memory[(len(memory) - 1) // 3]
         if result.growth > MOST_GROWTH:
             result.complaints.append(f"memory has grown by {result.growth / 2**20:.1f} MiB after the first third")
-        findings = audit(ledger.path, read_out=kinds.LONGEST_DESTROY_TIMEOUT)
+        reads_ahead = kinds.reads_ahead(kind)
+        findings = audit(ledger.path, read_out=kinds.LONGEST_DESTROY_TIMEOUT, reads_ahead=reads_ahead)
     result.endings, result.deeds, result.jobs = findings.endings, findings.deeds, findings.endings.total()
     result.complaints += findings.complaints
     result.took = trio.current_time() - start

@@ -43,6 +43,7 @@ class ByHand:
     def __init__(self, address: str, protocol: str) -> None:
         self.protocol = protocol
         self._reader, self._writer = _connect(address)
+        self._head = b""  # of a job that was there when a stop was looked for
 
     def next_job(self) -> tuple[bytes, bytes] | None:
         """Return the next job's body and context, None when there will be none."""
@@ -53,11 +54,13 @@ class ByHand:
 
     def stream_stop_asked(self) -> bool:
         """Whether the pool wants no more of this stream."""
-        if not select.select([self._reader], [], [], 0)[0]:
+        if self._head or not select.select([self._reader], [], [], 0)[0]:
             return False
         head = self._read(12)
-        self._read(_options(head) + _size_3(head))
-        return bool(head[10] & STREAM_STOP)
+        if head[10] & STREAM_STOP:
+            return True
+        self._head = head  # what comes behind it is not seen before this job has been read
+        return False
 
     def write(self, data: bytes) -> bool:
         """Write all of it; False when the pool is gone."""
@@ -75,7 +78,7 @@ class ByHand:
 
     def _next_job_3(self) -> tuple[bytes, bytes]:
         while True:
-            head = self._read(12)
+            head, self._head = self._head or self._read(12), b""
             size = _size_3(head)
             if head[1] & CONTROL:
                 self._obey(self._read(size))
@@ -145,10 +148,6 @@ def _connect(address: str) -> tuple[int, int]:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     fd = connection.detach()
     return fd, fd
-
-
-def _options(head: bytes) -> int:
-    return 4 * ((head[0] & 15) - 3)
 
 
 def _size_3(head: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The first lines of a Python child, run as a script: `python _start.py RELAY,REGION,ARENA DIRECTORY`.
+"""The first lines of a Python child, run as a script: `python _start.py RELAY,PACKETS,REGION,ARENA DIRECTORY`.
 
 Not by `-c`: with that, from Python 3.13 on, the interpreter imports `linecache`, and what that needs, for itself while
 the current directory is in front of the path.

@@ -25,6 +25,8 @@ from trio_workers import (
     open_pool,
     open_python_pool,
 )
+from trio_workers._conversation import Event
+from trio_workers._relay import Line
 from trio_workers.child import STOP_REQUEST, Job
 
 WORKER: Final = """
@@ -142,6 +144,15 @@ async def stream(job: Job) -> AsyncIterator[bytes]:
         yield b"part %d" % number
 
 
+async def test_written_ahead_and_late(autojump_clock: MockClock) -> None:
+    """What has been written may be run at any moment: `allocate_timeout` does not end its wait, its reply does."""
+    async with open_pool(ahead(work, allocate_timeout=1.0)) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, pool, "sleep 3")
+        await settle()
+        assert await ask(pool, "late") == "late"
+        assert trio.current_time() == 3
+
+
 async def test_answer_of_a_job_that_was_left_is_nobody_elses(autojump_clock: MockClock) -> None:
     """A worker is killed in the middle of a stream; the job behind has its own answer, which had come as well."""
 
@@ -231,3 +242,34 @@ async def test_cancelled_in_a_line_while_another_worker_is_free(monkeypatch: pyt
             scope.cancel()
         assert pool.statistics().exits == {}
         assert pool.statistics().jobs["cancelled"] == 1
+
+
+async def test_answer_that_was_read_beside_writing(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has written the rest of his job has its answer and no other, when others look at the line in that moment."""
+    scopes: list[trio.CancelScope] = []
+    answers: dict[str, str] = {}
+    read = Line.read
+
+    def read_and_cancel(self: Line) -> Event | None:
+        event = read(self)
+        while event is not None and scopes:
+            scopes.pop().cancel()
+        return event
+
+    async def call(text: str) -> None:
+        answers[text] = await ask(pool, text)
+
+    monkeypatch.setattr(Line, "read", read_and_cancel)
+    texts = ("sleep 1", "sleep 2" + 150 * " ", "one", "two", "sleep 3")
+    for _ in range(20):  # whose turn is next, the reader's or that of who was cancelled, is chance
+        answers.clear()
+        async with open_pool(ahead(work, capacity=100)) as pool, trio.open_nursery() as nursery:
+            for number, text in enumerate(texts):
+                nursery.start_soon(call, text)
+                await settle()
+                if number == 1:
+                    await trio.sleep(1.5)  # the rest of it is written by its own task, which goes on to wait for both
+            scope = start_cancellable(nursery, pool, "left")
+            await settle()
+            scopes.append(scope)
+        assert answers == {text: text for text in texts}
