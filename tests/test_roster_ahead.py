@@ -465,6 +465,23 @@ def test_each_head_has_its_own_patience() -> None:
     assert office.roster.next_deadline() == math.inf
 
 
+def test_the_next_head_has_nothing_of_its_predecessor_s_patience() -> None:
+    """Also where the line was emptied meanwhile: what lies behind the new one lies there for all of its time."""
+    office = office_at(QUICK)
+    head, job = office.submit_many(2)
+    take_back(office, job)
+    office.roster.cancelled(job)
+    office.now += PATIENCE / 2
+    office.reply(head)
+    head = office.submit("head")
+    job = office.submit()
+    assert office.seat.recall_at == head.started + PATIENCE == office.now + PATIENCE
+    check_lent([job], office.seat)
+    office.now += 0.99 * PATIENCE
+    assert not recalled(office.roster.tick())
+    assert office.roster.next_deadline() == head.started + PATIENCE
+
+
 def test_what_a_slow_worker_has_read_meanwhile_stays() -> None:
     """Of three that lie there the first has gone in already: its turn comes as always."""
     office = office_at(QUICK)

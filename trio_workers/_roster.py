@@ -788,7 +788,7 @@ class Roster:
             del queue[job]
             job.ahead = seat
             seat.ahead.append(job)
-            if seat.recall_at == math.inf and seat.plan.recalls:
+            if len(seat.ahead) == 1 and seat.plan.recalls:
                 seat.recall_at = seat.jobs[0].started + PATIENCE
                 self._remind(seat.recall_at)
             if len(seat.ahead) < seat.depth:
