@@ -20,11 +20,15 @@ from trio_workers import (
     Limits,
     Payload,
     Pool,
+    TrioWorkersInternalError,
     WorkerCrashed,
     WorkerEvent,
     _exchange,
+    _platform,
     open_pool,
+    open_python_pool,
 )
+from trio_workers._call_line import PacketLine
 from trio_workers._goridge import PIPE_BUF, PROTOCOLS, encode_job
 
 LARGE: Final = b"#" * 100_000
@@ -199,3 +203,25 @@ async def test_what_lies_behind_a_job_says_nothing_of_it(ending: str, caplog: py
             assert "ran for longer than exec_ttl" in str(one)
     assert isinstance(error, WorkerCrashed | JobTimeout)
     assert error.started is True
+
+
+@pytest.mark.skipif(not _platform.HERE.has_packets(), reason="needs SOCK_SEQPACKET")
+async def test_the_packets_of_a_life_that_fails() -> None:
+    """An error in the middle of a worker's life leaves none of its sockets to the garbage collector."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        raise ArithmeticError("a bug in a filter")
+
+    log = logging.getLogger("trio_workers.worker")
+    log.addFilter(refuse)
+    try:
+        with pytest.raises(TrioWorkersInternalError):
+            async with open_python_pool(1) as pool:
+                (worker,) = pool.workers
+                line = worker.line
+                assert isinstance(line, PacketLine)
+                await pool.run_sync(print, "hello")
+                await trio.sleep_forever()
+    finally:
+        log.removeFilter(refuse)
+    assert line._spare.fileno() == line._packets.fileno() == -1

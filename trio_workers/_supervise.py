@@ -98,7 +98,7 @@ class Supervision:
                 process.finish()  # what has failed once may fail again: a filter of the log, say
         finally:
             if worker.line is not None:
-                worker.line.relay.close()
+                worker.line.close()
             try:
                 if process is not None:
                     process.reap()
@@ -153,7 +153,7 @@ class Supervision:
             with trio.move_on_after(_config(seat).boot_timeout) as scope:
                 line = await _spawner(seat).connect(process, launch)
                 if seat.state is GONE:
-                    line.relay.close()  # the process ended in the same moment, and `_end` did not see this line
+                    line.close()  # the process ended in the same moment, and `_end` did not see this line
                     return
                 worker.line = line
                 if line.peer is None:
