@@ -248,7 +248,7 @@ class Roster:
         seat.begun -= 1
         self._take_away(seat)
         actions: list[Action] = []
-        fresh = not seat.served and not seat.lease and not seat.leaving
+        fresh = not seat.served and not seat.lease and seat.leaving != "stop request"
         if fresh and dirt is None and seat.state is SERVING and not seat.plan.debug:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)

@@ -260,15 +260,22 @@ class Child:
         packets = self._packets
         if packets is None:
             return self.receive()
-        try:
-            data = packets.recv(MOST_PACKET)
-        except ConnectionResetError:
-            return None
+        data = self._receive_packet(packets)
         if data != LOOK:
             return self._decoder.take_whole(data)
         while (message := self.receive()) is not None and message.kind == STOP_STREAM:
             pass  # it came when the stream had ended by itself
         return message
+
+    def _receive_packet(self, packets: "socket.socket") -> bytes:
+        """Wait for the next packet, outside `recv`: who is killed in there takes one that comes meanwhile with him."""
+        while True:
+            try:
+                return packets.recv(MOST_PACKET, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._jobs_poll.poll()
+            except ConnectionResetError:
+                return b""
 
     def serve_one(self) -> bool:
         """Run one job; False when the pool says stop or is gone. What belongs to the job is dropped on return."""
