@@ -1022,6 +1022,17 @@ def test_two_stop_requests_in_a_row() -> None:
     assert queue_of(office) == [first, head]
 
 
+def test_two_stop_requests_of_a_fresh_worker_are_one_failure() -> None:
+    """It did nothing for anybody, so its slot waits; for as long as after one."""
+    office = Office(read_ahead=3)
+    head, first = office.submit_many(2)
+    seat = office.seat
+    office.ask_for_stop(head)
+    office.ask_for_stop(first)
+    assert office.roster.exited(seat, 0) == []
+    office.spawn_after(0.1)
+
+
 def test_a_dirty_stop_request_before_those_behind_it() -> None:
     """The worker is killed: what lies in its line is known when it is gone, and goes on behind the job."""
     office = Office(read_ahead=3)
