@@ -108,7 +108,7 @@ def fork_and_leave(number: int, path: str, go: str, children: str) -> int:
         note(children, os.getpid())
         while True:
             signal.pause()
-    wait_until(lambda: os.path.exists(children))
+    wait_until(lambda: os.path.exists(children) and os.path.getsize(children))
     return number
 
 
