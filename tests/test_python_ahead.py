@@ -155,6 +155,12 @@ def waits(pool: PythonPool) -> int:
     return pool.statistics().waiting
 
 
+async def hold(worker: Worker) -> None:
+    """Let a worker stand still, so that it reads nothing."""
+    os.kill(pid_of(worker), signal.SIGSTOP)
+    await until(lambda: stopped(pid_of(worker)))
+
+
 def pid_of(worker: Worker) -> int:
     assert worker.pid is not None
     return worker.pid
@@ -573,8 +579,7 @@ async def test_killed_before_it_read_any(note: Path, lasting: None) -> None:
     async with opened(note) as (pool, callers):
         (worker,) = pool.workers
         pid = pid_of(worker)
-        os.kill(pid, signal.SIGSTOP)
-        await until(lambda: stopped(pid))
+        await hold(worker)
         await callers.come(*range(10))
         assert ahead(pool) == [9]
         assert waits(pool) == 9
@@ -690,7 +695,8 @@ async def test_cancel_in_the_pass_of_the_answers(seed: int, note: Path, go: Path
 def has_answered(worker: Worker, note: Path, number: int) -> bool:
     """Whether this job has begun, and its worker sleeps since: it waits for the next."""
     stat = Path(f"/proc/{worker.pid}/stat").read_text()
-    return str(number) in lines(note) and stat.rpartition(")")[2].split()[0] == "S"
+    began = {line.split()[0] for line in lines(note)}
+    return str(number) in began and stat.rpartition(")")[2].split()[0] == "S"
 
 
 async def test_cancel_of_one_answered_unseen(note: Path, go: Path, lasting: None) -> None:
@@ -721,8 +727,7 @@ async def test_cancel_of_what_a_stopped_worker_has_not_read(which: tuple[int, ..
     async with opened(note) as (pool, callers):
         (worker,) = pool.workers
         pid = pid_of(worker)
-        os.kill(pid, signal.SIGSTOP)
-        await until(lambda: stopped(pid))
+        await hold(worker)
         await callers.come(*range(4))
         assert ahead(pool) == [3]
         for number in which:
@@ -735,6 +740,27 @@ async def test_cancel_of_what_a_stopped_worker_has_not_read(which: tuple[int, ..
     assert all(callers.found[number] == CANCELLED for number in which)
     callers.assert_own(*rest)
     assert lines(note) == [str(number) for number in rest]
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (3,), (0, 2, 6), (8,)])
+async def test_cancel_where_answers_come_in_pieces(which: tuple[int, ...], note: Path, go: Path, lasting: None) -> None:
+    """Their answers are there, and too many for one read: what is read next is nobody's who has been answered."""
+    async with opened(note) as (pool, callers):
+        (worker,) = pool.workers
+        await hold(worker)
+        for number in range(9):
+            await callers.run(number, ahead_jobs.act_and_say, 15_000)
+        assert ahead(pool) == [8]
+        os.kill(pid_of(worker), signal.SIGCONT)
+        wait(lambda: has_answered(worker, note, 8))  # blocks
+        for number in which:
+            callers.scopes[number].cancel()
+        await until(lambda: len(callers.found) == 9)
+        assert pool.workers == (worker,)
+    for number in range(9):
+        found = callers.found[number]
+        assert found == (CANCELLED if number in which else (number, worker.pid, bytearray(15_000)))
+    assert [line.split()[0] for line in lines(note)] == [str(number) for number in range(9)]
 
 
 async def test_cancel_and_come_again(note: Path, go: Path, lasting: None) -> None:
@@ -899,9 +925,7 @@ async def test_exec_ttl_of_a_stopped_worker(note: Path, lasting: None, clock: tr
     """A worker stands still and has read nothing: when the time is over it is replaced, and all jobs are run."""
     async with opened(note, limits=Limits(exec_ttl=5.0)) as (pool, callers):
         (worker,) = pool.workers
-        pid = pid_of(worker)
-        os.kill(pid, signal.SIGSTOP)
-        await until(lambda: stopped(pid))
+        await hold(worker)
         await callers.come(*range(6))
         assert ahead(pool) == [5]
         await leap(clock, 5.0)
