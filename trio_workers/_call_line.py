@@ -53,9 +53,6 @@ ID: Final = slice(8, 12)
 _KIND: Final = 4
 """Where a message has its kind."""
 
-_TOO_LARGE: Final = frozenset((errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS))
-"""A packet larger than a socket's buffer is allowed to be here: it takes the relay."""
-
 _IDLE: Final = Stage.IDLE
 _WAITING: Final = Stage.WAITING
 
@@ -81,6 +78,8 @@ class CallConversation:
         self._hello = hello
         self._decoder = Decoder(FROM_CHILD, max_frame_size, arena, kept, SLICE)
         self.ids: deque[int] = deque()
+        self.latest = 0
+        """The id of the last job that took the relay."""
 
     def __repr__(self) -> str:
         return f"<CallConversation: {self.stage.value}>"
@@ -102,9 +101,9 @@ class CallConversation:
         if self.stage is not _IDLE:
             raise FrameError(f"a job can't come while {self.stage.value}", self.leftover)
         self.stage = _WAITING
-        id_ = _id_of(frames[0])
-        self.chunk = id_ if frames[0][_KIND] == CALLS else None
-        self.ids.append(id_)
+        self.latest = _id_of(frames[0])
+        self.chunk = self.latest if frames[0][_KIND] == CALLS else None
+        self.ids.append(self.latest)
 
     def begin_behind(self, frames: Sequence[bytes | memoryview]) -> None:
         """Note that another job is on its way to the child, behind those that it has not answered yet."""
@@ -218,6 +217,9 @@ def _id_of(message: bytes | memoryview) -> int:
 
 def _whole(kind: int, id_: int, body: bytes = b"") -> bytes:
     return b"".join(encode(kind, id_, body))
+
+
+_LOOK: Final = _whole(LOOK, 0)
 
 
 def _interpret(message: Message) -> Event | None:
@@ -455,11 +457,13 @@ class CallLine(Line):
 
 
 class PacketLine(CallLine):
-    """A line to a Python child whose small jobs go as packets, each whole or not at all, beside the relay.
+    """A line to a Python child that takes what lies behind another job as packets, each whole or not at all.
 
     One read of the child takes exactly one packet, and the pool holds a copy of the child's end, so what the child has
-    not read can be taken back with certainty, while it lives and after its death. What is no small job goes over the
-    relay, behind a packet that says so (`LOOK`).
+    not read can be taken back with certainty, while it lives and after its death. A job for a child that has nothing to
+    do takes the relay, as in every line: only there it waits (in `recv`, who is killed may take a packet that comes
+    meanwhile with him). So a job on the relay is always older than the packets, and none is sent before the child has
+    read that one. A child that has gone to sleep before a packet came is woken by a `LOOK`.
     """
 
     __slots__ = ("_in_packet", "_packets", "_packets_fd", "_spare")
@@ -479,65 +483,45 @@ class PacketLine(CallLine):
 
     def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
         """See `Line.begin`."""
-        if self._overdue:
-            self.give_back()
-        relay = self.relay
-        small = len(frames) == 1 and len(frames[0]) <= MOST_PACKET
-        if small and not self._owed and not relay.closed:
-            self._begun = self._answered = False
-            if relay.has_input():
-                return self._stale()
-            try:
-                os.write(self._packets_fd, frames[0])
-            except OSError as error:
-                if error.errno not in _TOO_LARGE:
-                    return f"the worker can't be given a job ({error})"
-            else:
-                self._calls.begin_job(frames)
-                self._under_way = 1
-                self._begun = self._in_packet = True
-                return None
         self._in_packet = False
-        if relay.closed:
-            return "the relay is closed"
-        if relay.has_input():
-            return self._stale()
-        try:
-            self._packets.send(LOOK)
-        except OSError as error:
-            return f"the worker can't be given a job ({error})"
         return super().begin(frames)
+
+    def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
+        """See `Line.begin_ahead`; also False where nobody can see whether the child is asleep."""
+        return self.has_region and super().begin_ahead(frames)
 
     def flush_behind(self) -> None:
         """See `Line.flush_behind`: each job is a packet of its own."""
+        if self.relay.closed or (not self._in_packet and self.relay.unread() is not False):
+            return  # the job in front has not been read: when its answer is there, at the latest
         try:
             while self._behind:
                 os.write(self._packets_fd, self._behind[0])
                 self._set_off()
         except OSError:
-            return  # no room now, or the worker is gone, which whoever reads this line will see
+            pass  # no room now, or the worker is gone, which whoever reads this line will see
+        self._wake_child()
+
+    def _wake_child(self) -> None:
+        region = self._calls.region
+        if region is not None and region.asleep(self._calls.latest):
+            self._say(_LOOK)
 
     def _push_next(self) -> None:
         self._in_packet = False
-        with contextlib.suppress(OSError):
-            self._packets.send(LOOK)
+        self._calls.latest = _id_of(self._behind[0])
         super()._push_next()
 
     def take_back(self) -> Collection[int]:
         """See `Line.take_back`."""
         taken: dict[int, bytes] = {}
-        stays = b""
         with contextlib.suppress(OSError):  # there is no more
             while packet := self._spare.recv(MOST_PACKET, socket.MSG_DONTWAIT):
-                if packet == LOOK:
-                    stays = LOOK
-                else:
-                    taken[_id_of(packet)] = packet
+                taken[_id_of(packet)] = packet
         ids = self._calls.ids
         if ids and len(taken) == len(ids):
-            stays = taken.pop(ids[0])
-        if stays:
-            self._packets.send(stays)  # not even the job in front has been read
+            self._packets.send(taken.pop(ids[0]))  # not even the job in front has been read: it stays
+            self._wake_child()
         # The child may have read one while we did: the job in front is among ours then, and that one is not.
         self._calls.ids = deque(id_ for id_ in ids if id_ not in taken)
         self._under_way -= len(taken)
@@ -553,11 +537,6 @@ class PacketLine(CallLine):
         """See `Line.turn`."""
         self._in_packet = True
         super().turn(more=more)
-
-    def stop_worker(self) -> None:
-        """See `Line.stop_worker`."""
-        with contextlib.suppress(OSError):  # then it has read nothing for long, and is killed when its time is up
-            self._packets.send(self._calls.stop())
 
     @property
     def started(self) -> bool | None:

@@ -53,6 +53,8 @@ STOP: "Final" = 5
 CALLS: "Final" = 6
 """A chunk: a function and the arguments of many calls, by columns (`split` is not 0), or whole small calls, one after
 the other."""
+LOOK: "Final" = 7
+"""There are packets: for a child that may wait on its relay."""
 # From the child.
 READY: "Final" = 16
 RESULT: "Final" = 17
@@ -65,17 +67,14 @@ SOME: "Final" = 22
 DONE: "Final" = 23
 """A chunk is over; see `_region.DONE_HEAD`."""
 
-FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP, CALLS))
+FROM_POOL: "Final" = frozenset((HELLO, CALL, STREAM, STOP_STREAM, STOP, CALLS, LOOK))
 FROM_CHILD: "Final" = frozenset((READY, RESULT, PART, END, ERROR, REFUSED, SOME, DONE))
 
 JOINED: "Final" = 32 * 1024
 """Up to this many bytes a body is copied behind its header and written at once; a larger one is not copied."""
 
 MOST_PACKET: "Final" = 16 * 1024
-"""Bytes of a job that goes as a packet: several fit into a socket's buffer as every system has it."""
-
-LOOK: "Final" = b"\0"
-"""The packet that says: the next message is on the relay."""
+"""Bytes that a packet has at most: jobs that lie behind others are smaller (PIPE_BUF)."""
 
 OUT_OF_BAND: "Final" = 32 * 1024
 """From this many bytes on a buffer travels beside the pickle: below, copying it costs less than a system call more."""

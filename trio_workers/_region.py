@@ -6,6 +6,7 @@ the chunk under way:
 
     id     u32   of the chunk; what is here is of no other
     first  u32   the item whose result comes first below; those before it have gone over the relay
+    asleep u32   no part of that account: see `ASLEEP`
     begun        a u32 for each item: 0, or where the results before it end and 1 more, written when the item begins
     results      one after the other
 
@@ -23,6 +24,7 @@ Both sides use this module, so it imports C modules only.
 import mmap
 import os
 from struct import Struct
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ RESULTS: "Final" = 16 * 1024
 FIRST: "Final" = 1
 """The word with the item whose result comes first."""
 
-BEGUN: "Final" = 2
+ASLEEP: "Final" = 2
+"""The word in which a child that is about to wait says so, by the id of the last job that it read from its relay. 0: it
+is awake. Who writes a packet for it looks here, and wakes it by a message if need be."""
+
+BEGUN: "Final" = 3
 """The word of the first item."""
 
 MOST_ITEMS: "Final" = RESULTS // 4 - BEGUN
@@ -53,6 +59,8 @@ for a result that is there, whatever the items take that were thought to be as q
 
 PLAIN: "Final" = frozenset((int, float, bool, str, type(None)))
 """Types whose values can always be pickled, refer to nothing else, and of which nobody sees whether they are shared."""
+
+_ASLEEP: "Final" = slice(4 * ASLEEP, 4 * ASLEEP + 4)
 
 SMALL_INT = Struct("<ci")
 """How an int of 32 bits is pickled: b"J" and the number. Three times as fast as `pickle.dumps`."""
@@ -93,6 +101,10 @@ class Region:
         """Let go of it all. Twice is harmless."""
         self.release_fd()
         self._memory.close()
+
+    def asleep(self, latest: int) -> bool:
+        """Whether the child waits for a message, having read all on its relay up to this job."""
+        return self._memory[_ASLEEP] == latest.to_bytes(4, byteorder)
 
     def results(self, size: int) -> bytes:
         """Copy the results of a chunk that has ended."""

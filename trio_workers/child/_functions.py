@@ -54,6 +54,7 @@ from .._calls import (
     split_calls,
 )
 from .._region import (
+    ASLEEP,
     BEGUN,
     BUDGET,
     DONE_HEAD,
@@ -126,11 +127,10 @@ class Child:
         self._budget = BUDGET if region >= 0 else 0.0
         self._decoder = Decoder(FROM_POOL, NO_LIMIT, arena, self._kept)
         self._ahead: list[Message] = []
+        self._latest = 0
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
-        self._jobs_poll = select.poll()
-        self._jobs_poll.register(connection.fileno() if packets is None else packets.fileno(), select.POLLIN)
         self._dumps: Callable[..., bytes] = pickle.dumps
         self._known: dict[bytes, tuple[dict[str, Any], str, Callable[..., Any]]] = {}
         self._buffers: list[memoryview] = []
@@ -169,7 +169,7 @@ class Child:
     def _grow_older(self) -> None:
         """Give back memory that is kept, once it has not been of use for long."""
         self._kept.grow_older()
-        if not self._jobs_poll.poll(1000 * KEPT_FOR):
+        if not self._poll.poll(1000 * KEPT_FOR):
             self._kept.clear()
 
     def send(self, pieces: "Sequence[bytes | memoryview]") -> bool:
@@ -254,28 +254,41 @@ class Child:
     # jobs
 
     def next_job(self) -> Message | None:
-        """Wait for the next job, or the stop; None when the pool is gone. Small ones come as packets."""
-        if self._kept and not self._ahead:
-            self._grow_older()
-        packets = self._packets
-        if packets is None:
-            return self.receive()
-        data = self._receive_packet(packets)
-        if data != LOOK:
-            return self._decoder.take_whole(data)
-        while (message := self.receive()) is not None and message.kind == STOP_STREAM:
-            pass  # it came when the stream had ended by itself
-        return message
+        """Wait for the next job, or the stop; None when the pool is gone.
 
-    def _receive_packet(self, packets: "socket.socket") -> bytes:
-        """Wait for the next packet, outside `recv`: who is killed in there takes one that comes meanwhile with him."""
+        A job on the relay goes before the packets, which lie behind it. Who sleeps says so (`ASLEEP`), and looks once
+        more: a packet that comes later is announced on the relay, by a `LOOK`.
+        """
+        decoder, words = self._decoder, self._words
         while True:
-            try:
-                return packets.recv(MOST_PACKET, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._jobs_poll.poll()
-            except ConnectionResetError:
-                return b""
+            message = self._ahead.pop(0) if self._ahead else decoder.next_message()
+            if message is None:
+                if not decoder.pending:
+                    if (job := self._packet()) is not None:
+                        return job
+                    words[ASLEEP] = self._latest
+                    if (job := self._packet()) is not None:
+                        words[ASLEEP] = 0
+                        return job
+                    if self._kept:
+                        self._grow_older()
+                message = self.receive()
+                words[ASLEEP] = 0
+                if message is None:
+                    return None
+            # Else it comes too late: the stream had ended, or the packet has been found already.
+            if message.kind != STOP_STREAM and message.kind != LOOK:
+                self._latest = message.id
+                return message
+
+    def _packet(self) -> Message | None:
+        """Take a job that lies behind the last one, if there is one. Without waiting: see `_call_line.PacketLine`."""
+        if self._packets is None:
+            return None
+        try:
+            return self._decoder.take_whole(self._packets.recv(MOST_PACKET, socket.MSG_DONTWAIT))
+        except (BlockingIOError, ConnectionResetError):
+            return None
 
     def serve_one(self) -> bool:
         """Run one job; False when the pool says stop or is gone. What belongs to the job is dropped on return."""
@@ -286,7 +299,6 @@ class Child:
             return self._call(message)
         if message.kind == CALLS:
             return self._calls(message)
-        # Else it is the stop of a stream that had ended by itself.
         return message.kind != STREAM or self._stream(message)
 
     def _call(self, message: Message) -> bool:
