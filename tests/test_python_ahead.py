@@ -309,7 +309,7 @@ async def test_behind_one_that_blocks(
         never.touch()
     callers.assert_own(*range(12))
     callers.assert_began(*range(12))
-    if not quick:  # else one may be read while the one before it is taken back
+    if not quick:  # else one may be put behind the job that blocks, and taken back, while the next is run
         assert lines(note) == [str(number) for number in range(12)]
 
 
