@@ -492,7 +492,7 @@ class PacketLine(CallLine):
 
     def flush_behind(self) -> None:
         """See `Line.flush_behind`: each job is a packet of its own."""
-        if self.relay.closed or (not self._in_packet and self.relay.unread() is not False):
+        if self.relay.closed or (not self._in_packet and (not self.whole or self.relay.unread() is not False)):
             return  # the job in front has not been read: when its answer is there, at the latest
         try:
             while self._behind:
@@ -509,6 +509,7 @@ class PacketLine(CallLine):
 
     def _push_next(self) -> None:
         self._in_packet = False
+        self._said = 0  # it came before this job
         self._calls.latest = _id_of(self._behind[0])
         super()._push_next()
 
