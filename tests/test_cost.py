@@ -325,8 +325,6 @@ def test_system_calls_under_load(kind: str, tmp_path: Path) -> None:
     each = per_job(LOADED, kind, tmp_path, 50, 350)
     # Of the jobs of commands the first few are written one by one, for nobody knows yet that there will be many.
     writes = {"functions": 2.0 * FILLED[kind], "commands": 2.0 + 3.0 + 2.0}[kind]
-    # Whether a worker has read the job in front is asked whenever others are to be written behind it.
-    asked = {"newfstatat": 5.0, "fcntl": 5.0, "getsockopt": 10.0, "getsockname": 5.0, "close": 5.0}
     assert {name: calls for name, calls in each.items() if name not in OUR_OWN} == {
         "write": writes,
         "epoll_ctl": 2.0,
@@ -334,5 +332,4 @@ def test_system_calls_under_load(kind: str, tmp_path: Path) -> None:
         "epoll_wait": {"functions": 8.0, "commands": 6.0}[kind],
         "read": 2.0,
         "poll": 2.0,
-        **(asked if kind == "functions" else {}),
     }
