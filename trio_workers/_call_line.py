@@ -466,7 +466,7 @@ class PacketLine(CallLine):
     read that one. A child that has gone to sleep before a packet came is woken by a `LOOK`.
     """
 
-    __slots__ = ("_in_packet", "_packets", "_packets_fd", "_spare")
+    __slots__ = ("_head_read", "_in_packet", "_packets", "_packets_fd", "_spare")
 
     def __init__(
         self,
@@ -480,10 +480,11 @@ class PacketLine(CallLine):
         self._packets_fd = packets.ours.fileno()
         self._spare = packets.theirs
         self._in_packet = False
+        self._head_read = False
 
     def begin(self, frames: Sequence[bytes | memoryview]) -> str | None:
         """See `Line.begin`."""
-        self._in_packet = False
+        self._in_packet = self._head_read = False
         return super().begin(frames)
 
     def begin_ahead(self, frames: Sequence[bytes | memoryview]) -> bool:
@@ -492,8 +493,12 @@ class PacketLine(CallLine):
 
     def flush_behind(self) -> None:
         """See `Line.flush_behind`: each job is a packet of its own."""
-        if self.relay.closed or (not self._in_packet and self.relay.unread() is not False):
-            return  # the job in front has not been read: when its answer is there, at the latest
+        if self.relay.closed:
+            return
+        if not self._in_packet and not self._head_read:
+            if not self.whole or self.relay.unread() is not False:
+                return  # the job in front has not been read: when its answer is there, at the latest
+            self._head_read = True
         try:
             while self._behind:
                 os.write(self._packets_fd, self._behind[0])
@@ -508,7 +513,8 @@ class PacketLine(CallLine):
             self._say(_LOOK)
 
     def _push_next(self) -> None:
-        self._in_packet = False
+        self._in_packet = self._head_read = False
+        self._said = 0  # it came before this job
         self._calls.latest = _id_of(self._behind[0])
         super()._push_next()
 

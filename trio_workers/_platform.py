@@ -273,7 +273,7 @@ class Platform(ABC):
         """Open a life line. Raise `OSError` (EMFILE)."""
 
     @abstractmethod
-    def unread_bytes(self, fd: int) -> int | None:
+    def unread_bytes(self, fd: int, kind: str = "") -> int | None:
         """Return more than 0 where something written to `fd` is still unread, else 0; None where nobody can know.
 
         For a pipe this is the number of bytes, also after the reader's death. For a Unix socket it is no number of
@@ -344,7 +344,7 @@ class Portable(Platform):
         """Open a pipe, whose end of file is all that a worker gets."""
         return LifeLine()
 
-    def unread_bytes(self, fd: int) -> int | None:
+    def unread_bytes(self, fd: int, kind: str = "") -> int | None:
         """Return None: nobody can know."""
         return None
 
@@ -418,8 +418,10 @@ class Linux(Platform):
         """Open a pipe at whose end the kernel kills the group."""
         return _KernelLifeLine()
 
-    def unread_bytes(self, fd: int) -> int | None:
+    def unread_bytes(self, fd: int, kind: str = "") -> int | None:
         """Ask FIONREAD for a pipe, TIOCOUTQ for a Unix socket; FIONREAD there would be about the other direction."""
+        if kind == "unix":
+            return _ask(fd, termios.TIOCOUTQ)
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode):
             request = termios.FIONREAD
@@ -527,8 +529,7 @@ class Linux(Platform):
 
 
 def _ask(fd: int, request: int) -> int:
-    count: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
-    return count
+    return int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), sys.byteorder)
 
 
 def _is_unix(fd: int) -> bool:

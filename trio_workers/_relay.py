@@ -206,7 +206,7 @@ class FdRelay(Relay):
         if self.kind == "unix":
             if self._reset:
                 return True
-            left = _platform.HERE.unread_bytes(self._write_fd)
+            left = _platform.HERE.unread_bytes(self._write_fd, "unix")
             return None if left is None else left > 0
         return None
 
