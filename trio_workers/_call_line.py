@@ -537,7 +537,7 @@ class PacketLine(CallLine):
 
     def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
         """See `Line.is_of`."""
-        return _id_of(job[0]) in ids
+        return bool(job) and _id_of(job[0]) in ids
 
     def turn(self, *, more: bool) -> None:
         """See `Line.turn`."""

@@ -467,8 +467,8 @@ class Line:
         return ids
 
     def is_of(self, job: Sequence[bytes | memoryview], ids: Collection[int]) -> bool:
-        """Whether one of these ids is that of a job with these frames."""
-        return id(job[0]) in ids
+        """Whether one of these ids is that of a job with these frames; one that has none left is under way for long."""
+        return bool(job) and id(job[0]) in ids
 
     def turn(self, *, more: bool) -> None:
         """Note that the job in front has been answered: it is the next one's turn, if there is `more`."""
