@@ -992,7 +992,7 @@ async def test_answers_twice_alone(read_ahead: int, protocol: str, note: Path) -
             await callers.come(number + 1)
             await callers.all_told(number + 2)
             await until(lambda: ready(pool))
-            await until(lambda: worker not in pool.workers)
+            await until(lambda gone=worker: gone not in pool.workers)
     callers.assert_own(*range(20))
     callers.assert_began(*range(20))
 
