@@ -248,7 +248,9 @@ class Roster:
         seat.begun -= 1
         self._take_away(seat)
         actions: list[Action] = []
-        fresh = not seat.served and not seat.lease and seat.leaving != "stop request"
+        # A worker has failed once, however many of those that lie in its line it does not want.
+        again = seat.capacity == 1 and seat.leaving == "stop request"
+        fresh = not seat.served and not seat.lease and not again
         if fresh and dirt is None and seat.state is SERVING and not seat.plan.debug:
             self._back_off(seat)  # it came up only to ask to be replaced: not a reason to spin
         self._hand_on([job], actions, End.RETIRED)
