@@ -301,7 +301,6 @@ class Roster:
         for job in back:
             seat.jobs.remove(job)
             seat.begun -= 1
-            job.hand_ons = min(job.hand_ons, self.target)  # its worker lives: so this is never one time too many
         self._take_away(seat)
         actions: list[Action] = []
         self._hand_on(back, actions, End.CRASHED)
