@@ -453,13 +453,8 @@ class Exchange:
             except FrameError as error:
                 self._carry_out(self._roster.suspect(seat, error))
                 return
-            if event is None:
+            if event is None or not _keep(job, line, event):
                 return
-            if type(event) is Part:
-                line.events.appendleft(event)  # for its own task
-                return
-            if type(event) is not StopAsked:
-                job.outcome = event
             self._settle_one(job, seat, line, event)
             self.ring(job)
 
@@ -524,14 +519,8 @@ class Exchange:
                 event = line.read()
         except (LineEnded, FrameError, OSError):
             return
-        if event is None:
-            return
-        if type(event) is Part:
-            line.events.appendleft(event)
-            return
-        if type(event) is not StopAsked:
-            job.outcome = event
-        self._settle(job, seat, line, event)
+        if event is not None and _keep(job, line, event):
+            self._settle(job, seat, line, event)
 
     def leave(self, job: Job) -> None:
         """The caller wants no more of a reply that is under way: read it out behind its back, keep the worker."""
@@ -601,6 +590,16 @@ async def _sleep(job: Job) -> None:
 
     job.sleeper = trio.lowlevel.current_task()
     await trio.lowlevel.wait_task_rescheduled(wake_up)
+
+
+def _keep(job: Job, line: Line, event: Event) -> bool:
+    """Keep what was read for a job by another task than its own; False where that is no whole outcome yet."""
+    if type(event) is Part:
+        line.events.appendleft(event)
+        return False
+    if type(event) is not StopAsked:
+        job.outcome = event
+    return True
 
 
 def _fits_ahead(frames: Sequence[bytes | memoryview]) -> bool:

@@ -180,14 +180,10 @@ class Roster:
         bound = self.plan.max_queue
         if bound is not None and not job.patient and self._waits_impatiently(bound):
             return self._over(job, End.QUEUE_FULL)
-        now = job.queued = job.handed_in = self._clock()
+        job.queued = job.handed_in = self._clock()
         self._waiting[job] = self._queue[job] = None
         plan = self.plan
-        job.late_at = late = now + plan.allocate_timeout
-        actions = NOTHING
-        if late < self._late_at:
-            self._late_at = late
-            actions = self._remind(late)
+        actions = self._set_late(job)
         if plan.debug:
             return [*actions, *self._heal()]
         if plan.max_workers is not None:
@@ -851,10 +847,9 @@ class Roster:
                 del self._waiting[job]
                 job.seat = seat
                 self._over(job, End.CLOSED if self.phase is Phase.ABORTED else End.CRASHED)
-                actions.append(Wake(job))
             else:
                 self._queue[job] = None
-                actions.append(Wake(job))
+            actions.append(Wake(job))
         if jobs and len(self._queue) > 1:
             self._queue = OrderedDict((job, None) for job in self._waiting if job.ahead is None)
 

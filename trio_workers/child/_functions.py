@@ -695,8 +695,8 @@ def _do_nothing(number: int, frame: object) -> None:
 def main(fd: int, packets_fd: int, region: int, arena_fd: int) -> None:
     """Serve until the pool says stop or is gone.
 
-    Small jobs come as packets, by `packets_fd`. `region` and `arena_fd` are descriptors of a `_region.Region` and an
-    `_arena.Arena`. Each of the three is -1 where there is none.
+    Jobs that lie behind others come as packets, by `packets_fd`. `region` and `arena_fd` are descriptors of a
+    `_region.Region` and an `_arena.Arena`. Each of the three is -1 where there is none.
     """
     os.set_inheritable(fd, False)
     arena = None
