@@ -160,3 +160,21 @@ def nothing_left(ends_in_time: None) -> Iterator[None]:
         complaints += [f"fd {fd} gone: {what}" for fd, what in sorted(gone.items())]
     if complaints:
         pytest.fail("not left as found:\n  " + "\n  ".join(complaints), pytrace=False)
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    """A file in which jobs and workers note what they do."""
+    return tmp_path / "note"
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """A file that jobs wait for."""
+    return tmp_path / "go"
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """A clock that goes as the real one does, and can be put forward."""
+    return trio.testing.MockClock(rate=1.0)

@@ -206,12 +206,6 @@ STORIES: Final[dict[str, Callable[[pytest.LogCaptureFixture, Path], Awaitable[No
 }
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A clock that goes as the real one does, and can be put forward."""
-    return trio.testing.MockClock(rate=1.0)
-
-
 @pytest.mark.faults
 @pytest.mark.limit(60 + 2 * LEAP)
 @pytest.mark.parametrize("name", STORIES)

@@ -542,12 +542,6 @@ EXPECTED: Final = {
 }
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A clock that goes as the real one does, and can be put forward."""
-    return trio.testing.MockClock(rate=1.0)
-
-
 @pytest.mark.faults
 @pytest.mark.limit(60 + LEAP)
 @pytest.mark.parametrize("place", PLACES)

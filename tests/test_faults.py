@@ -198,12 +198,6 @@ async def running(pool: Pool, source: str) -> AsyncIterator[Running]:
         yield job
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which workers note what they do."""
-    return tmp_path / "note"
-
-
 def noted(note: Path) -> str:
     return note.read_text() if note.exists() else ""
 

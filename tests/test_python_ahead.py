@@ -64,27 +64,9 @@ CANCELLED: Final = "cancelled"
 
 
 @pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note their numbers as they begin."""
-    return tmp_path / "note"
-
-
-@pytest.fixture
-def go(tmp_path: Path) -> Path:
-    """A file that jobs wait for."""
-    return tmp_path / "go"
-
-
-@pytest.fixture
 def lasting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what lies behind a job lie there for LASTING."""
     monkeypatch.setattr(_roster, "PATIENCE", LASTING)
-
-
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A clock that goes as the real one does, and can be put forward."""
-    return trio.testing.MockClock(rate=1.0)
 
 
 async def leap(clock: trio.testing.MockClock, seconds: float) -> None:
@@ -490,6 +472,30 @@ def assert_paid(callers: Callers, number: int, worker: Worker, returncode: int) 
     assert f"'{number}'" in str(error)
 
 
+async def crash_behind(how: str, note: Path, go: Path, *, each: int, line: int, seen: bool) -> None:
+    """Six times so many jobs: of each the first is in front, so many others lie in its line, and the sixth crashes."""
+    async with opened(note) as (pool, callers):
+        for first in range(0, 6 * each, each):
+            go.unlink(missing_ok=True)
+            (worker,) = pool.workers
+            await callers.front(first, ahead_jobs.act, "", str(go))
+            await callers.come(*range(first + 1, first + 5))
+            await callers.come(first + 5, how=how)
+            await callers.come(*range(first + 6, first + each))
+            assert ahead(pool) == [line]
+            go.touch()
+            if not seen:
+                pid = pid_of(worker)
+                wait(lambda pid=pid: not runs(pid))  # blocks
+            await until(lambda first=first: len(callers.found) == first + each)
+            await until(lambda: all_idle(pool))
+            assert_paid(callers, first + 5, worker, ENDS[how])
+            await warm_up(pool, note.parent)
+    callers.assert_own(*(number for number in range(6 * each) if number % each != 5))
+    callers.assert_began(*range(6 * each))
+    assert pool.statistics().exits["crashed"] == 6
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
 @pytest.mark.parametrize("how", ENDS)
 async def test_crash_of_one_behind(how: str, seen: bool, note: Path, go: Path, lasting: None) -> None:
@@ -497,50 +503,13 @@ async def test_crash_of_one_behind(how: str, seen: bool, note: Path, go: Path, l
 
     Unseen: answers and death are found in the same pass, now the one first and now the other.
     """
-    async with opened(note) as (pool, callers):
-        for first in range(0, 60, 10):
-            go.unlink(missing_ok=True)
-            (worker,) = pool.workers
-            await callers.front(first, ahead_jobs.act, "", str(go))
-            await callers.come(*range(first + 1, first + 5))
-            await callers.come(first + 5, how=how)
-            await callers.come(*range(first + 6, first + 10))
-            assert ahead(pool) == [9]
-            go.touch()
-            if not seen:
-                assert worker.pid is not None
-                wait(lambda pid=worker.pid: not runs(pid))  # blocks
-            await until(lambda first=first: len(callers.found) == first + 10)
-            await until(lambda: all_idle(pool))
-            assert_paid(callers, first + 5, worker, ENDS[how])
-            await warm_up(pool, note.parent)
-    callers.assert_own(*(number for number in range(60) if number % 10 != 5))
-    callers.assert_began(*range(60))
-    assert pool.statistics().exits["crashed"] == 6
+    await crash_behind(how, note, go, each=10, line=9, seen=seen)
 
 
 @pytest.mark.parametrize("how", ENDS)
 async def test_crash_of_one_behind_with_a_queue(how: str, note: Path, go: Path, lasting: None) -> None:
     """The same where more wait than the line takes: none of them is put into the line of the dead worker."""
-    async with opened(note) as (pool, callers):
-        for first in range(0, 180, 30):
-            go.unlink(missing_ok=True)
-            (worker,) = pool.workers
-            await callers.front(first, ahead_jobs.act, "", str(go))
-            await callers.come(*range(first + 1, first + 5))
-            await callers.come(first + 5, how=how)
-            await callers.come(*range(first + 6, first + 30))
-            assert ahead(pool) == [_roster.MOST_AHEAD]
-            go.touch()
-            assert worker.pid is not None
-            wait(lambda pid=worker.pid: not runs(pid))  # blocks
-            await until(lambda first=first: len(callers.found) == first + 30)
-            await until(lambda: all_idle(pool))
-            assert_paid(callers, first + 5, worker, ENDS[how])
-            await warm_up(pool, note.parent)
-    callers.assert_own(*(number for number in range(180) if number % 30 != 5))
-    callers.assert_began(*range(180))
-    assert pool.statistics().exits["crashed"] == 6
+    await crash_behind(how, note, go, each=30, line=_roster.MOST_AHEAD, seen=False)
 
 
 async def test_many_crashes_in_one_line(note: Path, go: Path, lasting: None) -> None:

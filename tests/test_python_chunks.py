@@ -84,12 +84,6 @@ def chunks_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Fixed]:
     return fix
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note what they do."""
-    return tmp_path / "note"
-
-
 async def everything(pool: PythonPool, function: Callable[..., Any], *sources: Any, **options: Any) -> list[Any]:
     """All results of a map."""
     async with pool.map(function, *sources, **options) as results:

@@ -63,18 +63,6 @@ async def gone(*pids: int | str | None) -> None:
     await until(lambda: not any(runs(int(pid)) for pid in pids if pid is not None))
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note what they do."""
-    return tmp_path / "note"
-
-
-@pytest.fixture
-def go(tmp_path: Path) -> Path:
-    """A file that jobs wait for."""
-    return tmp_path / "go"
-
-
 @contextlib.asynccontextmanager
 async def running(pool: PythonPool, function: Callable[..., object], *args: object) -> AsyncIterator[trio.CancelScope]:
     """A job that runs inside the block, is cancelled at its end, and was not cancelled in vain."""

@@ -25,12 +25,6 @@ from trio_workers import JobError, RemoteTraceback, Results, WorkerCrashed
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the helpers look at /proc")
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note what they do."""
-    return tmp_path / "note"
-
-
 class Source:
     """A source that counts what was taken of it, and knows whether it was closed."""
 

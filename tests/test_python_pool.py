@@ -74,18 +74,6 @@ async def noted(path: Path, count: int = 1) -> list[str]:
     return lines(path)
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note what they do."""
-    return tmp_path / "note"
-
-
-@pytest.fixture
-def go(tmp_path: Path) -> Path:
-    """A file that jobs wait for."""
-    return tmp_path / "go"
-
-
 @contextlib.asynccontextmanager
 async def staying(pool: PythonPool, note: Path, go: Path, **keywords: Any) -> AsyncIterator[None]:
     """A job that runs inside the block, and is waited for."""

@@ -30,12 +30,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 ROOT: Final = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which jobs note what they do."""
-    return tmp_path / "note"
-
-
 # threads
 
 

@@ -16,7 +16,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +27,9 @@ import trio.testing
 
 from tests.support import ROOT
 from tests.test_contract import DIALECTS, TRANSPORTS, command_of, factory_of
-from tests.test_faults import runs, stopped, until
+from tests.test_faults import runs, until
 from tests.test_parent import wait
+from tests.test_python_ahead import hold, leap, pid_of
 from trio_workers import (
     AllocateTimeout,
     Config,
@@ -141,30 +142,6 @@ CANCELLED: Final = "cancelled"
 ENDS: Final = {"exit": 7, "kill": -signal.SIGKILL}
 
 
-@pytest.fixture
-def note(tmp_path: Path) -> Path:
-    """A file in which workers note the numbers of the jobs that they begin, with their pids."""
-    return tmp_path / "note"
-
-
-@pytest.fixture
-def go(tmp_path: Path) -> Path:
-    """A file that jobs wait for."""
-    return tmp_path / "go"
-
-
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A clock that goes as the real one does, and can be put forward."""
-    return trio.testing.MockClock(rate=1.0)
-
-
-async def leap(clock: trio.testing.MockClock, seconds: float) -> None:
-    """Put the clock forward, and let the pool see it."""
-    clock.jump(seconds)
-    await trio.testing.wait_all_tasks_blocked()
-
-
 def reading_ahead(
     note: Path, read_ahead: int = 8, *, reads: str = "exact", transport: str = "pipe", **fields: Any
 ) -> Config:
@@ -264,11 +241,6 @@ def ready(pool: Pool) -> bool:
     return now.idle == now.target == len(pool.workers)
 
 
-def pid_of(worker: Worker) -> int:
-    assert worker.pid is not None
-    return worker.pid
-
-
 @contextlib.asynccontextmanager
 async def opened(config: Config, note: Path, **keywords: Any) -> AsyncIterator[tuple[Pool, Callers]]:
     """A pool and callers, who are waited for while it is open; at the end all is as it should be."""
@@ -283,12 +255,6 @@ async def opened(config: Config, note: Path, **keywords: Any) -> AsyncIterator[t
         assert now.waiting == 0
         assert now.starts == len(pool.workers) + sum(now.exits.values())
     note.write_text("".join(f"{line}\n" for line in note.read_text().splitlines() if not line.startswith("500")))
-
-
-async def hold(worker: Worker) -> None:
-    """Let a worker stand still, so that it reads nothing."""
-    os.kill(pid_of(worker), signal.SIGSTOP)
-    await until(lambda: stopped(pid_of(worker)))
 
 
 def let_go(worker: Worker) -> None:
@@ -679,17 +645,13 @@ async def test_all_in_the_pipe_die(note: Path, go: Path) -> None:
     assert pool.statistics().exits["crashed"] == 7
 
 
-@pytest.mark.parametrize("protocol", DIALECTS)
-@pytest.mark.parametrize("end", ["exit 3", "kill"])
-async def test_php_dies(end: str, protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    """PHP reads no more than the job it runs, so all behind that are run by the replacement."""
-    caplog.set_level(logging.INFO)
+async def php_in_one_line(protocol: str, bodies: Sequence[bytes]) -> dict[int, Any]:
+    """Give one PHP worker these jobs, all in its line before it reads any; return what each caller has got."""
     config = Config(command=command_of("php"), protocol=protocol, num_workers=1, read_ahead=8)
-    found: dict[int, object] = {}
+    found: dict[int, Any] = {}
 
-    async def call(number: int) -> None:
+    async def call(number: int, body: bytes) -> None:
         try:
-            body = end.encode() if number == 4 else b"stderr job %d." % number
             found[number] = (await pool.exec(Payload(body))).body
         except WorkerError as error:
             found[number] = error
@@ -698,11 +660,21 @@ async def test_php_dies(end: str, protocol: str, caplog: pytest.LogCaptureFixtur
         (worker,) = pool.workers
         await hold(worker)
         async with trio.open_nursery() as nursery:
-            for number in range(8):
-                nursery.start_soon(call, number)
+            for number, body in enumerate(bodies):
+                nursery.start_soon(call, number, body)
                 await trio.testing.wait_all_tasks_blocked()
-            assert ahead(pool) == [7]
+            assert ahead(pool) == [len(bodies) - 1]
             let_go(worker)
+    return found
+
+
+@pytest.mark.parametrize("protocol", DIALECTS)
+@pytest.mark.parametrize("end", ["exit 3", "kill"])
+async def test_php_dies(end: str, protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    """PHP reads no more than the job it runs, so all behind that are run by the replacement."""
+    caplog.set_level(logging.INFO)
+    bodies = [end.encode() if number == 4 else b"stderr job %d." % number for number in range(8)]
+    found = await php_in_one_line(protocol, bodies)
     error = found.pop(4)
     assert type(error) is WorkerCrashed
     assert error.returncode == (3 if end == "exit 3" else -signal.SIGKILL)
@@ -1034,25 +1006,8 @@ async def test_stop_requests_of_all(reads: str, note: Path, go: Path) -> None:
 @pytest.mark.parametrize("protocol", DIALECTS)
 async def test_php_stop_request(protocol: str) -> None:
     """The same with PHP: a job that no worker wants is a WorkerError after a while, and no other job notices."""
-    config = Config(command=command_of("php"), protocol=protocol, num_workers=1, read_ahead=8)
-    found: dict[int, object] = {}
-
-    async def call(number: int) -> None:
-        try:
-            body = b"stop" if number == 4 else b"upper a%d" % number
-            found[number] = (await pool.exec(Payload(body))).body
-        except WorkerError as error:
-            found[number] = error
-
-    async with open_pool(config) as pool:
-        (worker,) = pool.workers
-        await hold(worker)
-        async with trio.open_nursery() as nursery:
-            for number in range(8):
-                nursery.start_soon(call, number)
-                await trio.testing.wait_all_tasks_blocked()
-            assert ahead(pool) == [7]
-            let_go(worker)
+    bodies = [b"stop" if number == 4 else b"upper a%d" % number for number in range(8)]
+    found = await php_in_one_line(protocol, bodies)
     error = found.pop(4)
     assert isinstance(error, WorkerError)
     assert (error.phase, error.started) == ("retiring", False)
