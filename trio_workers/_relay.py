@@ -367,9 +367,9 @@ class Line:
         self._behind: deque[bytes | memoryview] = deque()
         self._said = 0
         self._under_way = 0
-        self.awaits_flush = False
+        self.awaits_flush: bool = False
         """Whether the exchange will call `flush_behind`."""
-        self.ended = False
+        self.ended: bool = False
         """Whether the worker's process has ended: what it has read or not is being looked at."""
         self._begun = False
         self._answered = False
