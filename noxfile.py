@@ -55,7 +55,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types, and that every public name has one."""
-    session.install(".[types]")
+    session.install(".[types,cli,metrics,otel,status]")
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_workers", "--ignoreexternal")

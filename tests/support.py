@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,13 @@ ROOT: Final = Path(__file__).parent.parent
 def under_ci() -> bool:
     """Whether ``CI`` says that this machine must have everything the tests need."""
     return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for what no event tells of."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 - it may be of other processes, or of files
+            await trio.sleep(0.002)
 
 
 def require(program: str) -> str:

@@ -7,14 +7,13 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trio
 
-from tests.support import require
+from tests.support import require, until
 from trio_workers import (
     AllocateTimeout,
     Config,
@@ -57,12 +56,6 @@ def config(command: Any, **changes: Any) -> Config:
 
 def python(source: str) -> list[str]:
     return [sys.executable, "-S", "-c", source]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(30):
-        while not condition():  # noqa: ASYNC110 - no event tells of all that the tests wait for
-            await trio.sleep(0.002)
 
 
 def ready(pool: Pool) -> bool:

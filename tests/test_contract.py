@@ -5,14 +5,13 @@ One pool serves all checks of a case, one after the other: most of the time goes
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
 import pytest
 import trio
 
-from tests.support import require
+from tests.support import require, until
 from trio_workers import (
     Config,
     Factory,
@@ -86,12 +85,6 @@ def config(request: pytest.FixtureRequest, system: str, tmp_path: Path) -> Confi
         restart=Restart(initial=0.02),
         name=language,
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():  # noqa: ASYNC110 - no event tells of all that the tests wait for
-            await trio.sleep(0.002)
 
 
 def ready(pool: Pool) -> bool:

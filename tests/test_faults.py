@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support import until
 from tests.test_contract import factory_of
 from trio_workers import (
     Config,
@@ -120,12 +121,6 @@ class Told:
     @property
     def errors(self) -> list[object]:
         return [context for event, _, context in self.events if event is WorkerEvent.ERROR]
-
-
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110 - no event tells of all that the tests wait for
-            await trio.sleep(0.002)
 
 
 def ready(pool: Pool) -> bool:

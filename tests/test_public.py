@@ -59,6 +59,11 @@ LAYOUT: Final = (
     "child._functions",
     "child._start",
     "testing",
+    "_watch",  # from here on, outside the core: nothing above imports any of it
+    "cli._errors",
+    "cli._app",
+    "cli",
+    "__main__",
 )
 
 STANDARD_LIBRARY_ONLY: Final = (
@@ -73,7 +78,12 @@ STANDARD_LIBRARY_ONLY: Final = (
     "child._functions",
     "child._start",
 )
-OPTIONAL: Final = {"_functions": {"cloudpickle"}, "child._functions": {"cloudpickle"}, "_platform": {"psutil"}}
+OPTIONAL: Final = {
+    "_functions": {"cloudpickle"},
+    "child._functions": {"cloudpickle"},
+    "_platform": {"psutil"},
+    "cli._app": {"cyclopts"},
+}
 """What a module imports where a user asked for it, behind an extra."""
 
 SANS_IO: Final = {

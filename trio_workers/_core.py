@@ -11,7 +11,7 @@ that a user's exception is never wrapped in a group.
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -38,7 +38,7 @@ from ._errors import (
 )
 from ._exchange import MIB, Ending, Exchange, Parts, describe_end, explain_end, explain_timeout, judge, named
 from ._factories import Factory, Spawner
-from ._model import JobRecord, Payload, WorkerEvent, WorkerState
+from ._model import JobRecord, Payload, WorkerEvent, WorkerState, record_of
 from ._roster import MOST_AHEAD, Roster
 from ._seats import (
     ASSIGNED,
@@ -70,7 +70,7 @@ from ._seats import (
     Wake,
 )
 from ._supervise import GRACE, Source, Supervision, call_user, extra
-from ._worker import CurrentJob, Worker
+from ._worker import CurrentJob, Worker, WorkerStatus
 
 T = TypeVar("T")
 Observer = Callable[[WorkerEvent, Worker | None, object], None]
@@ -102,6 +102,10 @@ class PoolStatistics:
     """Callers that wait for a worker, with `Config.debug` also those whose process comes up."""
     longest_wait: float
     """For how long the first of them has waited, in seconds."""
+    accepting: bool
+    """Whether a job that is handed in now would be taken: the pool is open, and its queue is not full."""
+    closed: bool
+    """Whether the pool takes no more jobs for good: its block is being left, or has been."""
     jobs: Mapping[str, int]
     """Jobs that have ended, by outcome: replied, failed, crashed, relay_error, retired, memory, job_timeout,
     allocate_timeout, queue_full, boot_failed (with `Config.debug`), closed, cancelled."""
@@ -109,6 +113,8 @@ class PoolStatistics:
     """Workers started, successfully or not."""
     failed_starts: int
     """Workers that never became ready."""
+    failed_in_a_row: int
+    """How many starts have failed one after the other up to now, in the whole pool."""
     exits: Mapping[str, int]
     """Workers that have ended, by reason."""
     restarts: Mapping[int, int]
@@ -162,10 +168,11 @@ class PoolCore:
         latest_first: bool = False,
     ) -> None:
         self.config = config
+        self._clock = trio.lowlevel.current_clock().current_time
         self.roster = Roster(
             config.num_workers,
             _plan(Source(config, codec)),
-            clock=trio.lowlevel.current_clock().current_time,
+            clock=self._clock,
             wall=time.time,
             latest_first=latest_first,
         )
@@ -175,7 +182,6 @@ class PoolCore:
             self._start_task,
             self._explain,
             codec.failure,
-            None if job_observer is None else self._tell_of_job,
             config,
         )
         self.supervision = Supervision(self.roster, self._carry_out, codec.failure)
@@ -184,8 +190,10 @@ class PoolCore:
         self.last_spawn_error: SpawnError | None = None
         self.last_error: WorkerError | None = None
         self._nursery = nursery
-        self._observer = observer
-        self._job_observer = job_observer
+        self._observers: tuple[Observer, ...] = () if observer is None else (observer,)
+        self._job_observers: tuple[JobObserver, ...] = ()
+        if job_observer is not None:
+            self.add_job_observer(job_observer)
         self._spawners: list[tuple[Factory, Spawner]] = []
         self._changing = trio.Lock()
         self._resizes = 0
@@ -473,9 +481,9 @@ class PoolCore:
             if isinstance(context, WorkerError):
                 self.last_error = context
             _log.warning("%s: %s%s", _named(seat), context, _tail(context), extra=extra(seat))
-        if self._observer is not None:
+        for observer in self._observers:
             try:
-                call_user(self._observer, emit.event, worker, context)
+                call_user(observer, emit.event, worker, context)
             except Exception:
                 _log.exception("%s: the observer raised an exception, which is ignored", name, extra=extra(seat))
             except BaseException as error:
@@ -500,27 +508,26 @@ class PoolCore:
         )
 
     def _tell_of_job(self, job: Job, outcome: str) -> None:
-        """Tell the job observer how a job went."""
+        """Tell the job observers how a job went."""
         seat = job.seat
-        now = trio.current_time()
-        record = JobRecord(
-            label=job.label,
-            slot=None if seat is None else seat.slot,
-            pid=None if seat is None else seat.worker.pid,
-            queued=next(at for at in (job.handed_in, job.started, now) if at != NEVER),
-            started=None if job.started == NEVER else job.started,
-            ended=now,
-            outcome=outcome,
-        )
-        assert self._job_observer is not None
-        try:
-            call_user(self._job_observer, record)
-        except Exception:
-            name = self.config.name
-            about = {"pool": name, "slot": record.slot, "pid": record.pid, "reason": outcome}
-            _log.exception("%s: the job observer raised an exception, which is ignored", name, extra=about)
-        except BaseException as error:
-            self.fail(error)
+        slot = pid = None
+        if seat is not None:
+            slot, pid = seat.slot, seat.worker.pid
+        now = self._clock()
+        started = None if job.started == NEVER else job.started
+        queued = job.handed_in
+        if queued == NEVER:
+            queued = now if started is None else started
+        record = record_of(job.label, slot, pid, queued, started, now, outcome)
+        for job_observer in self._job_observers:
+            try:
+                call_user(job_observer, record)
+            except Exception:
+                name = self.config.name
+                about = {"pool": name, "slot": slot, "pid": pid, "reason": outcome}
+                _log.exception("%s: the job observer raised an exception, which is ignored", name, extra=about)
+            except BaseException as error:
+                self.fail(error)
 
     def _describe_error(self, seat: Seat) -> WorkersError:
         if isinstance(seat.fault, SpawnError):
@@ -621,6 +628,25 @@ class PoolCore:
             return 0  # no slot has a worker of its own
         return self.roster.target - len({seat.slot for seat in self.roster.seats if seat.slot < self.roster.target})
 
+    def add_observer(self, observer: Observer) -> None:
+        """Tell this one, too, of workers."""
+        self._observers += (observer,)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers = _without(self._observers, observer, "an observer")
+
+    def add_job_observer(self, job_observer: JobObserver) -> None:
+        """Tell this one, too, of jobs."""
+        self._job_observers += (job_observer,)
+        self.exchange.tell = self._tell_of_job
+
+    def remove_job_observer(self, job_observer: JobObserver) -> None:
+        """Tell it no more; where there is none left, jobs cost nothing more."""
+        self._job_observers = _without(self._job_observers, job_observer, "a job observer")
+        if not self._job_observers:
+            self.exchange.tell = None
+
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Every worker known, from spawn to reap, by slot."""
@@ -631,22 +657,14 @@ class PoolCore:
     def statistics(self) -> PoolStatistics:
         """Look at the pool."""
         roster = self.roster
-        idle = busy = starting = leased = stopping = 0
-        for seat in roster.seats:
-            if seat.state is STOPPING:
-                stopping += 1
-            elif seat.state is not SERVING:
-                starting += 1
-            elif seat.lease is not None:
-                leased += 1
-            elif seat.jobs:
-                busy += 1
-            else:
-                idle += 1
+        seats = Counter(map(_status_of, roster.seats))
         return PoolStatistics(
-            target=roster.target, idle=idle, busy=busy, starting=starting, leased=leased, stopping=stopping,
-            waiting=roster.waiting, longest_wait=roster.longest_wait, jobs=dict(roster.outcomes),
-            starts=roster.starts.total(), failed_starts=roster.failed_starts, exits=dict(roster.exits),
+            target=roster.target, idle=seats["idle"], busy=seats["busy"], starting=seats["starting"],
+            leased=seats["leased"], stopping=seats["stopping"],
+            waiting=roster.waiting, longest_wait=roster.longest_wait, accepting=roster.accepting,
+            closed=roster.phase is not Phase.OPEN,
+            jobs=dict(roster.outcomes), starts=roster.starts.total(), failed_starts=roster.failed_starts,
+            failed_in_a_row=roster.failed_in_a_row, exits=dict(roster.exits),
             restarts={slot: max(0, roster.starts[slot] - 1) for slot in range(roster.target)},
             memory={seat.slot: seat.memory for seat in roster.seats if seat.memory},
         )  # fmt: skip
@@ -680,6 +698,15 @@ class PoolCore:
             value = WorkerState.INACTIVE
         return value, seat.begun, seat.changed
 
+    def status_of(self, worker: Worker) -> WorkerStatus:
+        """What it is at, in the words of `PoolStatistics`."""
+        return _status_of(worker.seat)
+
+    def age_of(self, worker: Worker) -> float:
+        """Seconds since it was started."""
+        seat: Seat = worker.seat
+        return self._clock() - seat.spawned_at
+
     def current_of(self, worker: Worker) -> CurrentJob | None:
         """The job the worker is on."""
         seat: Seat = worker.seat
@@ -704,6 +731,25 @@ class PoolCore:
         """Stream a job on a worker that the caller has to himself."""
         job = self.job(payload, label)
         return Parts[Payload]._create(self.exchange, job, decode, worker.seat)  # pyright: ignore[reportPrivateUsage]
+
+
+def _status_of(seat: Seat) -> WorkerStatus:
+    if seat.state is STOPPING:
+        return "stopping"
+    if seat.state is GONE:
+        return "gone"
+    if seat.state is not SERVING:
+        return "starting"
+    if seat.lease is not None:
+        return "leased"
+    return "busy" if seat.jobs else "idle"
+
+
+def _without(observers: tuple[T, ...], observer: T, what: str) -> tuple[T, ...]:
+    if observer not in observers:
+        raise ValueError(f"{observer!r} is not {what} of this pool")
+    place = observers.index(observer)
+    return observers[:place] + observers[place + 1 :]
 
 
 _AT_ONCE: Final = frozenset((Begin, Lend, TakeBack, Recall, Wake, Spawn, Drained))

@@ -95,7 +95,6 @@ class Exchange:
         background: Callable[..., None],
         explain: Callable[[Job], Exception],
         failure: Callable[[Failed], Exception],
-        tell: Callable[[Job, str], None] | None,
         config: Config,
     ) -> None:
         self._roster = roster
@@ -104,7 +103,8 @@ class Exchange:
         self._explain = explain
         self.failure = failure
         self.config = config
-        self._tell = tell
+        self.tell: Callable[[Job, str], None] | None = None
+        """Called with each job that has ended, where somebody wants to know."""
         self._settling = self._lend_behind = False
         self._unflushed: list[Line] = []
         self._flusher: trio.lowlevel.Task | None = None
@@ -144,9 +144,9 @@ class Exchange:
     def count(self, job: Job, outcome: str, calls: int = 1) -> None:
         """Count a job that has ended, and tell of it; where it is a chunk, so many of its calls."""
         self._roster.outcomes[outcome] += calls
-        if self._tell is not None:
+        if self.tell is not None:
             for _ in range(calls):
-                self._tell(job, outcome)
+                self.tell(job, outcome)
 
     def outcome_of(self, job: Job) -> str:
         """Name the outcome of a job that is over without an answer."""

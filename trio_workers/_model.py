@@ -110,6 +110,33 @@ class JobRecord:
     """How it ended; one of the keys of `PoolStatistics.jobs`."""
 
 
+_record_setters: Final = tuple(
+    JobRecord.__dict__[name].__set__ for name in ("label", "slot", "pid", "queued", "started", "ended", "outcome")
+)
+
+
+def record_of(
+    label: str | None,
+    slot: int | None,
+    pid: int | None,
+    queued: float,
+    started: float | None,
+    ended: float,
+    outcome: str,
+) -> JobRecord:
+    """Make a record, past the frozen class's own way: a third of the time, for there is one for each job."""
+    record: JobRecord = object.__new__(JobRecord)
+    set_label, set_slot, set_pid, set_queued, set_started, set_ended, set_outcome = _record_setters
+    set_label(record, label)
+    set_slot(record, slot)
+    set_pid(record, pid)
+    set_queued(record, queued)
+    set_started(record, started)
+    set_ended(record, ended)
+    set_outcome(record, outcome)
+    return record
+
+
 class State:
     """A live, read-only view of a worker's state. You get one from `Worker.state`."""
 

@@ -329,6 +329,10 @@ class Platform(ABC):
     def resident_memory(self, pid: int) -> int | None:
         """Return how many bytes of memory a process has resident, None where it is gone or not ours to see."""
 
+    @abstractmethod
+    def cpu_time(self, pid: int) -> float | None:
+        """Return how many seconds of processor time a process has had, None where nobody can say."""
+
 
 class Portable(Platform):
     """Any Unix with `waitid`."""
@@ -402,6 +406,18 @@ class Portable(Platform):
             return int(psutil.Process(pid).memory_info().rss)
         except psutil.Error:
             return None
+
+    def cpu_time(self, pid: int) -> float | None:
+        """Ask psutil, where it is there."""
+        try:
+            import psutil
+        except ImportError:
+            return None
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.Error:
+            return None
+        return float(times.user + times.system)
 
 
 class Linux(Platform):
@@ -526,6 +542,15 @@ class Linux(Platform):
                 return int(statm.read(256).split()[1]) * PAGE_SIZE
         except (OSError, IndexError):
             return None  # it has ended, or is about to
+
+    def cpu_time(self, pid: int) -> float | None:
+        """Read utime and stime of `/proc/<pid>/stat`, fields 14 and 15, in clock ticks: see proc(5)."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+                fields = stat.read(1024).rpartition(b")")[2].split()  # the name before it may hold spaces
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError):
+            return None
 
 
 def _ask(fd: int, request: int) -> int:

@@ -60,6 +60,24 @@ class Pool:
         """Look at the pool, as it is now."""
         return self._core.statistics()
 
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer(event, worker, context)` from now on, besides those there are; see `open_pool`."""
+        check_observer(observer, optional=False)
+        self._core.add_observer(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Call it no more. ValueError where it is not among them."""
+        self._core.remove_observer(observer)
+
+    def add_job_observer(self, job_observer: JobObserver) -> None:
+        """Call `job_observer(record)` at each job's end from now on, besides those there are; see `open_pool`."""
+        check_observer(job_observer, "job_observer", optional=False)
+        self._core.add_job_observer(job_observer)
+
+    def remove_job_observer(self, job_observer: JobObserver) -> None:
+        """Call it no more. ValueError where it is not among them. Where none is left, jobs cost nothing for it."""
+        self._core.remove_job_observer(job_observer)
+
     @trio.lowlevel.enable_ki_protection
     async def exec(self, payload: Payload, *, label: str | None = None) -> Payload:
         """Run one job on whichever worker is free first, and return its reply.
@@ -303,9 +321,9 @@ def _check(config: object) -> None:
         raise TypeError(f"config must be a Config, not {type(config).__name__}")
 
 
-def check_observer(observer: object, name: str = "observer") -> None:
+def check_observer(observer: object, name: str = "observer", *, optional: bool = True) -> None:
     """Raise an error where this can't be called in the middle of a change."""
-    if observer is not None and not callable(observer):
+    if not callable(observer) and not (optional and observer is None):
         raise TypeError(f"{name} must be callable, not {type(observer).__name__}")
     if inspect.iscoroutinefunction(observer):
         raise TypeError(f"{name} must be a plain function, not an async one: it is called in the middle of a change")

@@ -52,6 +52,11 @@ class PythonPool:
         )
 
     @property
+    def config(self) -> Config:
+        """What the pool is made of: the arguments of `open_python_pool`, in the fields of the same names."""
+        return self._core.config
+
+    @property
     def workers(self) -> tuple[Worker, ...]:
         """Every worker known, from spawn to reap, by slot; two with one slot while one replaces the other."""
         return self._core.workers
@@ -59,6 +64,24 @@ class PythonPool:
     def statistics(self) -> PoolStatistics:
         """Look at the pool, as it is now."""
         return self._core.statistics()
+
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer(event, worker, context)` from now on, besides those there are; see `open_python_pool`."""
+        check_observer(observer, optional=False)
+        self._core.add_observer(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Call it no more. ValueError where it is not among them."""
+        self._core.remove_observer(observer)
+
+    def add_job_observer(self, job_observer: JobObserver) -> None:
+        """Call `job_observer(record)` at each job's end from now on, besides those there are; see `open_pool`."""
+        check_observer(job_observer, "job_observer", optional=False)
+        self._core.add_job_observer(job_observer)
+
+    def remove_job_observer(self, job_observer: JobObserver) -> None:
+        """Call it no more. ValueError where it is not among them. Where none is left, jobs cost nothing for it."""
+        self._core.remove_job_observer(job_observer)
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(self, fn: Callable[..., T], *args: Any, label: str | None = None) -> T:

@@ -153,6 +153,14 @@ class Roster:
         return 0.0
 
     @property
+    def accepting(self) -> bool:
+        """Whether a job that comes now would be taken."""
+        if self.phase is not Phase.OPEN:
+            return False
+        bound = self.plan.max_queue
+        return bound is None or (bool(self._free) and not self._queue) or not self._waits_impatiently(bound)
+
+    @property
     def failed_in_a_row(self) -> int:
         """How many boots in a row have failed, in the whole pool."""
         return self._backoff.in_a_row

@@ -1,7 +1,7 @@
 """A worker: one process with its line and its state, as users see it."""
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 import trio
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ._exchange import Parts
 
 
+WorkerStatus = Literal["starting", "idle", "busy", "leased", "stopping", "gone"]
+
+
 @attrs.frozen
 class CurrentJob:
     """The job a worker is on: its `label`, and when it was `started` (seconds on trio's clock)."""
@@ -30,6 +33,8 @@ class Owner(Protocol):
     """What a worker asks of the pool it belongs to."""
 
     def state_of(self, worker: "Worker") -> tuple[WorkerState, int, float]: ...
+    def status_of(self, worker: "Worker") -> WorkerStatus: ...
+    def age_of(self, worker: "Worker") -> float: ...
     def current_of(self, worker: "Worker") -> CurrentJob | None: ...
     def retire(self, worker: "Worker", reason: str) -> None: ...
     def kill(self, worker: "Worker", reason: str) -> None: ...
@@ -91,6 +96,16 @@ class Worker:
     def state(self) -> State:
         """A live, read-only view of its state."""
         return self._state
+
+    @property
+    def status(self) -> WorkerStatus:
+        """Where it stands, in the words of `PoolStatistics`: starting, idle, busy, leased, stopping; or gone."""
+        return self._owner.status_of(self)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return self._owner.age_of(self)
 
     @property
     def current(self) -> CurrentJob | None:
