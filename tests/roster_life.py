@@ -169,6 +169,7 @@ class Life(Onlooker):
         self.stories: dict[Job, Story] = {}
         self.live: dict[Job, None] = {}
         self.queue: list[Job] = []
+        self.coming_back: list[Job] = []  # from a worker that has not read them
         self.excused: set[int] = set()
         self.not_before: dict[int, float] = {}
         self.changes: dict[int, ChangeStory] = {}
@@ -338,6 +339,9 @@ class Life(Onlooker):
             if job.hand_ons > hand_ons:
                 assert not job.bound and state in (ASSIGNED, WRITTEN)
                 assert job.hand_ons <= max(roster.target, before.target) + 1
+                handed_on.add(job)
+            elif before.what == "returned" and job in self.coming_back and job.state is not DONE:
+                assert hand_ons > roster.target
                 handed_on.add(job)
             if (job.state, job.seat) != (state, seat):
                 assert job in told or job is own, f"nobody told {job}"
@@ -1066,7 +1070,9 @@ class Life(Onlooker):
         jobs = jobs[self.choose(range(len(jobs))) :]
         self.note("%s gives back %s", self.show(seat), [self.name(job) for job in jobs])
         self.books[seat].begun -= len(jobs)
+        self.coming_back = jobs
         self.tell(self.roster.returned, seat, jobs)
+        self.coming_back = []
         return True
 
     def work_inside(self) -> bool:

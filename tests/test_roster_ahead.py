@@ -596,6 +596,23 @@ def test_the_head_itself_comes_back() -> None:
     assert list(office.roster._waiting) == [head, second, third]
 
 
+def test_a_head_that_comes_back_often_is_not_over() -> None:
+    """Nothing ended and nobody asked: its caller would wait for the end of a worker that lives."""
+    office = office_at(QUICK)
+    head, *_ = office.submit_many(2)
+    for _ in range(office.roster.target + 3):
+        assert head.seat is not None
+        actions = office.roster.returned(head.seat, [head])
+        assert head.state is not DONE
+        office.lend(actions)
+        while head.state is WAITING:
+            (other,) = office.seat.jobs
+            office.reply(other)
+        if head.state is ASSIGNED:
+            office.roster.written(head)
+    assert head.hand_ons == office.roster.target + 1
+
+
 def test_a_line_that_takes_nothing_is_not_asked_again() -> None:
     """It was full: what could not be written waits until the worker has answered."""
     office = Office(read_ahead=4)

@@ -307,7 +307,7 @@ class Roster:
             seat.begun -= 1
         self._take_away(seat)
         actions: list[Action] = []
-        self._hand_on(back, actions, End.CRASHED)
+        self._hand_on(back, actions)
         actions.extend(self._make_room(seat))
         return actions
 
@@ -867,16 +867,18 @@ class Roster:
         seat.took = took if seat.took == math.inf else 0.8 * seat.took + 0.2 * took
         seat.depth = min(MOST_AHEAD, int(PATIENCE / seat.took)) if seat.took > 0 else MOST_AHEAD
 
-    def _hand_on(self, jobs: list[Job], actions: list[Action], end: End) -> None:
+    def _hand_on(self, jobs: list[Job], actions: list[Action], end: End | None = None) -> None:
         """Put jobs that did not start back to the front of the queue, in their order.
 
-        `end` is for those that have gone on too often.
+        `end` is for those that have gone on too often; without it, what took them away was no worker's end or wish, and
+        they may go on as often as they like.
         """
         for job in reversed(jobs):
-            if job.bound or job.hand_ons > self.target or self.phase is Phase.ABORTED:
-                self._over(job, End.CLOSED if self.phase is Phase.ABORTED else end)
+            too_often = job.hand_ons > self.target
+            if job.bound or (too_often and end is not None) or self.phase is Phase.ABORTED:
+                self._over(job, End.CLOSED if self.phase is Phase.ABORTED else end or End.CRASHED)
             else:
-                job.hand_ons += 1
+                job.hand_ons += not too_often
                 job.state = WAITING
                 job.seat = None
                 job.queued = self._clock()
