@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -37,9 +38,12 @@ from trio_workers.child import serve
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
 def handle(job):
-    if job.body == b"wait":
+    do, _, path = job.body.partition(b" ")
+    if path:
+        open(path, "w")
+    if do == b"wait":
         signal.sigwait([signal.SIGUSR1])
-    elif job.body == b"hang":
+    elif do == b"hang":
         time.sleep(1000)
     return job.body
 
@@ -171,8 +175,9 @@ async def test_answer_of_a_job_that_was_left_is_nobody_elses(autojump_clock: Moc
         assert pool.statistics().exits == {"cancelled": 1}
 
 
-async def test_job_behind_one_that_was_left_may_not_have_begun() -> None:
+async def test_job_behind_one_that_was_left_may_not_have_begun(tmp_path: Path, mock_clock: MockClock) -> None:
     """A worker that has read all it was given is killed for a job that was left: nobody knows of those behind."""
+    waits, hangs = tmp_path / "waits", tmp_path / "hangs"
     cfg = Config(command=[sys.executable, "-c", WORKER], num_workers=1, read_ahead=8, destroy_timeout=0.1)
     async with open_pool(cfg) as pool, trio.open_nursery() as nursery:
 
@@ -182,15 +187,20 @@ async def test_job_behind_one_that_was_left_may_not_have_begun() -> None:
             assert caught.value.started is None
 
         (worker,) = pool.workers
-        nursery.start_soon(ask, pool, "wait")
-        await until(pool, waiting=0)
-        scope = start_cancellable(nursery, pool, "hang")
+        nursery.start_soon(ask, pool, f"wait {waits}")
+        while not waits.exists():  # it has read that one alone, and so will read the two behind it in one piece
+            await trio.lowlevel.checkpoint()
+        scope = start_cancellable(nursery, pool, f"hang {hangs}")
         await until(pool, waiting=1)
         nursery.start_soon(lose)
         await until(pool, waiting=2)
+        await settle()  # what has been lent is written at the end of a pass
         scope.cancel()
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGUSR1)
+        while not hangs.exists() or "replied" not in pool.statistics().jobs:
+            await trio.lowlevel.checkpoint()
+        mock_clock.rate = 1.0  # time stood still until now
 
 
 async def test_stop_request_comes_before_what_was_written_already(autojump_clock: MockClock) -> None:
