@@ -481,7 +481,9 @@ class PoolCore:
             if isinstance(context, WorkerError):
                 self.last_error = context
             _log.warning("%s: %s%s", _named(seat), context, _tail(context), extra=extra(seat))
-        for observer in self._observers:
+        for observer in (observers := self._observers):
+            if observers is not self._observers and observer not in self._observers:
+                continue  # one that was called before has removed it
             try:
                 call_user(observer, emit.event, worker, context)
             except Exception:
@@ -519,7 +521,9 @@ class PoolCore:
         if queued == NEVER:
             queued = now if started is None else started
         record = record_of(job.label, slot, pid, queued, started, now, outcome)
-        for job_observer in self._job_observers:
+        for job_observer in (job_observers := self._job_observers):
+            if job_observers is not self._job_observers and job_observer not in self._job_observers:
+                continue
             try:
                 call_user(job_observer, record)
             except Exception:
