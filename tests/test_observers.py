@@ -1,10 +1,19 @@
-"""Observers that go while they are called."""
+"""Observers that go while they are called, and whose context variables a pool's own tasks have."""
+
+import contextvars
+import logging
+import os
+from collections.abc import Iterator
+from typing import Final
 
 import pytest
+import trio
 
-from trio_workers import Config, JobRecord, Payload, open_pool, open_python_pool
+from trio_workers import Config, JobRecord, Payload, WorkerCrashed, open_pool, open_python_pool
 from trio_workers.child import Job
 from trio_workers.testing import Crash, MemoryFactory
+
+REQUEST: Final = contextvars.ContextVar("REQUEST", default="none")
 
 
 async def answer(job: Job) -> bytes:
@@ -84,3 +93,60 @@ async def test_what_comes_while_it_is_told_hears_of_the_next(autojump_clock: obj
         await pool.exec(Payload(b""), label="one")
         await pool.exec(Payload(b""), label="two")
     assert told == ["two"]
+
+
+@pytest.fixture
+def contexts() -> Iterator[list[str]]:
+    """The value of the context variable for each record of the pool's log."""
+    seen: list[str] = []
+
+    def look(record: logging.LogRecord) -> bool:
+        seen.append(f"{record.name.rpartition('.')[2]}: {REQUEST.get()}")
+        return True
+
+    loggers = [logging.getLogger(f"trio_workers.{name}") for name in ("worker", "supervision")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addFilter(look)
+        logger.setLevel(logging.DEBUG)
+    yield seen
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeFilter(look)
+        logger.setLevel(level)
+
+
+async def test_a_worker_has_the_context_of_its_pool_and_of_no_request(contexts: list[str]) -> None:
+    """Whoever calls reset or resize, or has the job after which a worker is replaced: its log is not that caller's."""
+    token = REQUEST.set("the pool's")
+    async with open_python_pool(1, max_executions=3) as pool, trio.open_nursery() as nursery:
+        REQUEST.reset(token)
+
+        async def request(name: str, kind: str) -> None:
+            REQUEST.set(name)
+            if kind == "reset":
+                await pool.reset()
+            elif kind == "resize":
+                await pool.resize(2)
+                await pool.resize(1)
+            elif kind == "crash":
+                with pytest.raises(WorkerCrashed):
+                    await pool.run_sync(os._exit, 3)
+            else:
+                await pool.run_sync(print, "a line")
+
+        for number, kind in enumerate(["print", "reset", "print", "resize", "crash", *(9 * ["print"])]):
+            async with trio.open_nursery() as one:
+                one.start_soon(request, f"request {number}", kind)
+        nursery.cancel_scope.cancel()
+    assert {line for line in contexts if "worker" in line} == {"worker: the pool's"}
+    assert {line for line in contexts if "supervision" in line} == {"supervision: the pool's"}
+    assert REQUEST.get() == "none"
+
+
+async def test_a_process_for_one_job_has_the_context_of_its_pool_too(contexts: list[str]) -> None:
+    """With `debug` a process is started for each job; its log is the pool's all the same."""
+    async with open_python_pool(1, debug=True) as pool:
+        token = REQUEST.set("a request")
+        await pool.run_sync(print, "a line")
+        REQUEST.reset(token)
+    assert {line for line in contexts if "worker" in line} == {"worker: none"}

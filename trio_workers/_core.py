@@ -8,6 +8,7 @@ in front of the nursery, the workers are stopped or killed, the nursery ends, an
 that a user's exception is never wrapped in a group.
 """
 
+import contextvars
 import logging
 import math
 import time
@@ -190,6 +191,8 @@ class PoolCore:
         self.last_spawn_error: SpawnError | None = None
         self.last_error: WorkerError | None = None
         self._nursery = nursery
+        # Else a worker's task had the variables of whoever made it start, a request of long ago, and so had its log.
+        self._context = contextvars.copy_context()
         self._observers: tuple[Observer, ...] = () if observer is None else (observer,)
         self._job_observers: tuple[JobObserver, ...] = ()
         if job_observer is not None:
@@ -437,7 +440,7 @@ class PoolCore:
             seat = action.seat
             seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
             name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
-            self._nursery.start_soon(self.supervision.supervise, seat, name=name)
+            self._context.run(lambda: self._nursery.start_soon(self.supervision.supervise, seat, name=name))
         else:
             self._drained.set()
 
@@ -580,7 +583,7 @@ class PoolCore:
         return memory
 
     def _start_task(self, function: Callable[..., Any], *args: Any) -> None:
-        self._nursery.start_soon(function, *args)
+        self._context.run(self._nursery.start_soon, function, *args)
 
     # what to say to whom
 
