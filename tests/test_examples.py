@@ -38,7 +38,9 @@ def run(*arguments: str) -> tuple[str, str]:
 
 def test_every_example_is_run_here() -> None:
     """A program among the examples that no test runs would rot."""
-    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*examples.py"))
+    tests = Path(__file__).parent
+    files = (*tests.glob("test_*examples.py"), *tests.glob("test_*recipes.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
     programs = {path.name for path in EXAMPLES.glob("*.py") if "serve(" not in path.read_text(encoding="utf-8")}
     assert len(programs) >= 8
     assert programs == {name for name in programs if f'"{name}"' in text}

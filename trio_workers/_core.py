@@ -8,6 +8,7 @@ in front of the nursery, the workers are stopped or killed, the nursery ends, an
 that a user's exception is never wrapped in a group.
 """
 
+import contextvars
 import logging
 import math
 import time
@@ -190,6 +191,8 @@ class PoolCore:
         self.last_spawn_error: SpawnError | None = None
         self.last_error: WorkerError | None = None
         self._nursery = nursery
+        # Else a worker's task had the variables of whoever made it start, a request of long ago, and so had its log.
+        self._context = contextvars.copy_context()
         self._observers: tuple[Observer, ...] = () if observer is None else (observer,)
         self._job_observers: tuple[JobObserver, ...] = ()
         if job_observer is not None:
@@ -437,7 +440,7 @@ class PoolCore:
             seat = action.seat
             seat.worker = Worker._create(self, seat.slot, seat)  # pyright: ignore[reportPrivateUsage]
             name = f"trio_workers {seat.plan.source.config.name}[{seat.slot}]"
-            self._nursery.start_soon(self.supervision.supervise, seat, name=name)
+            self._context.run(lambda: self._nursery.start_soon(self.supervision.supervise, seat, name=name))
         else:
             self._drained.set()
 
@@ -481,7 +484,9 @@ class PoolCore:
             if isinstance(context, WorkerError):
                 self.last_error = context
             _log.warning("%s: %s%s", _named(seat), context, _tail(context), extra=extra(seat))
-        for observer in self._observers:
+        for observer in (observers := self._observers):
+            if observers is not self._observers and observer not in self._observers:
+                continue  # one that was called before has removed it
             try:
                 call_user(observer, emit.event, worker, context)
             except Exception:
@@ -519,7 +524,9 @@ class PoolCore:
         if queued == NEVER:
             queued = now if started is None else started
         record = record_of(job.label, slot, pid, queued, started, now, outcome)
-        for job_observer in self._job_observers:
+        for job_observer in (job_observers := self._job_observers):
+            if job_observers is not self._job_observers and job_observer not in self._job_observers:
+                continue
             try:
                 call_user(job_observer, record)
             except Exception:
@@ -576,7 +583,7 @@ class PoolCore:
         return memory
 
     def _start_task(self, function: Callable[..., Any], *args: Any) -> None:
-        self._nursery.start_soon(function, *args)
+        self._context.run(self._nursery.start_soon, function, *args)
 
     # what to say to whom
 

@@ -144,9 +144,9 @@ class Exchange:
     def count(self, job: Job, outcome: str, calls: int = 1) -> None:
         """Count a job that has ended, and tell of it; where it is a chunk, so many of its calls."""
         self._roster.outcomes[outcome] += calls
-        if self.tell is not None:
-            for _ in range(calls):
-                self.tell(job, outcome)
+        while self.tell is not None and calls:  # who is told of one call may take himself away before the next
+            self.tell(job, outcome)
+            calls -= 1
 
     def outcome_of(self, job: Job) -> str:
         """Name the outcome of a job that is over without an answer."""

@@ -1,12 +1,15 @@
 """Which commands there are, and how their errors are told: one line, never a traceback."""
 
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import cyclopts
 
-from ._errors import DONE, INTERRUPTED, MISUSED, CommandError
+from .._errors import first_of
+from ._errors import DONE, INTERRUPTED, MISUSED, UNREAD, CommandError
 
 COMMANDS: Final[dict[str, str]] = {}
 """Where each command's function is. A module is loaded when its command is given."""
@@ -29,15 +32,50 @@ def run(arguments: Sequence[str] | None = None) -> int:
             print_error=False,
             result_action="return_value",
         )
-    except CommandError as error:
+        sys.stdout.flush()  # here, where it can still be said how that ends
+    except BaseException as error:
+        ending = _ending(error)
+        if ending is None:
+            raise
+        return ending
+    return code if isinstance(code, int) else DONE
+
+
+def _ending(error: BaseException) -> int | None:
+    """Tell of an error, and return the exit code for it; None for what is a bug."""
+    if isinstance(error, BaseExceptionGroup):  # nurseries make one even of a single error
+        group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
+        if group.subgroup(KeyboardInterrupt) is not None:
+            return INTERRUPTED
+        meant, others = group.split((CommandError, BrokenPipeError))
+        if meant is None or others is not None:
+            return None
+        error = first_of(meant)
+    if isinstance(error, CommandError):
         _tell(str(error))
         return error.code
-    except cyclopts.CycloptsError as error:
+    if isinstance(error, cyclopts.CycloptsError):
         _tell(" ".join(str(error).split()))
         return MISUSED
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return code if isinstance(code, int) else DONE
+    return UNREAD if isinstance(error, BrokenPipeError) and _nobody_reads() else None
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout leads to somebody who has gone. What is still to be written there is dropped then."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:
+        return False  # it is no file
+    poll = select.poll()
+    poll.register(stdout, 0)
+    if not poll.poll(0):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stdout)
+    os.close(nowhere)
+    return True
 
 
 def _tell(text: str) -> None:

@@ -6,6 +6,7 @@
 | 1 | it was tried and failed: a job, a check, a reset |
 | 2 | it was not tried: wrong flags, files, sockets, addresses, or an extra that is missing |
 | 130 | Ctrl-C |
+| 141 | who read its stdout has gone, as `head` does |
 """
 
 from typing import Final
@@ -14,6 +15,8 @@ DONE: Final = 0
 FAILED: Final = 1
 MISUSED: Final = 2
 INTERRUPTED: Final = 130
+UNREAD: Final = 141
+"""128 and the number of SIGPIPE: what a shell shows of other programs to which that happens."""
 
 
 class CommandError(Exception):

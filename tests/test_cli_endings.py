@@ -1,0 +1,128 @@
+"""How a command ends, whatever nurseries make of its error: one line, an exit code, and no traceback."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+import trio
+
+from tests.support import ROOT
+from trio_workers.cli import _app
+from trio_workers.cli._errors import CommandError, Misuse
+
+PROGRAM: Final = """
+import signal, sys
+import trio
+from trio_workers.cli import _app
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@_app.app.command
+def hang():
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            print("up", flush=True)
+    trio.run(main)
+
+@_app.app.command
+def pour(lines: int):
+    for _ in range(lines):
+        print("a line that somebody may read")
+
+@_app.app.command
+def pour_in_a_nursery(lines: int):
+    async def child():
+        pour(lines)
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+    trio.run(main)
+
+sys.exit(_app.run())
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the program with these arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
+        env={"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_interrupt_in_a_nursery() -> None:
+    """Ctrl-C comes out of a nursery in a group, and is 130 all the same."""
+    with start("hang") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("", "")
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("command", ["pour", "pour-in-a-nursery"])
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads(command: str, lines: int) -> None:
+    """`| head` ends a command without a word, and so does whoever goes before its only line is written."""
+    with start(command, str(lines)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@pytest.fixture
+def fail() -> Iterator[list[BaseException]]:
+    """A command `fail` that raises these, each in a task of a nursery of its own."""
+    errors: list[BaseException] = []
+
+    async def raise_it(error: BaseException) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raise_one, error)
+
+    async def raise_one(error: BaseException) -> None:
+        raise error
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for error in errors:
+                nursery.start_soon(raise_it, error)
+
+    def command() -> None:
+        trio.run(main)
+
+    _app.app.command(command, name="fail")
+    yield errors
+    del _app.app["fail"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(Misuse("no such file: x"), 2), (CommandError("it did not"), 1)])
+def test_error_of_a_command_in_a_nursery(
+    error: CommandError, code: int, fail: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However deep it lies, it is one line and its own exit code."""
+    fail.append(error)
+    assert _app.run(["fail"]) == code
+    assert capsys.readouterr() == ("", f"trio-workers: {error}\n")
+
+
+def test_a_bug_in_a_nursery(fail: list[BaseException]) -> None:
+    """A bug has its traceback, also beside an error of the command."""
+    fail += [RuntimeError("a bug"), Misuse("no such file: x")]
+    with pytest.RaisesGroup(pytest.RaisesGroup(RuntimeError), pytest.RaisesGroup(Misuse)):
+        _app.run(["fail"])
+
+
+def test_a_broken_pipe_of_another_kind(fail: list[BaseException]) -> None:
+    """A pipe that breaks elsewhere is no matter of stdout."""
+    fail.append(BrokenPipeError("to a worker"))
+    with pytest.RaisesGroup(pytest.RaisesGroup(BrokenPipeError)):
+        _app.run(["fail"])
