@@ -60,6 +60,7 @@ LAYOUT: Final = (
     "child._start",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "metrics",
     "cli._errors",
     "cli._app",
     "cli",
@@ -83,6 +84,7 @@ OPTIONAL: Final = {
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
     "cli._app": {"cyclopts"},
+    "metrics": {"prometheus_client"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 
