@@ -65,8 +65,13 @@ class PoolCollector(Collector):
 
     def __init__(self, *pools: AnyPool) -> None:
         self._watched: dict[str, _Watched] = {}
-        for pool in pools:
-            self.add(pool)
+        try:
+            for pool in pools:
+                self.add(pool)
+        except BaseException:
+            for watched in tuple(self._watched.values()):
+                self.remove(watched.pool)
+            raise
 
     def __repr__(self) -> str:
         return f"<PoolCollector: {', '.join(map(repr, self._watched)) or 'no pools'}>"
