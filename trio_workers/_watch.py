@@ -1,7 +1,7 @@
 """Facts of a running pool for those who look at it from outside: control socket, command line, page and metrics.
 
 All of them look through one `PoolWatch`, so that a job is counted once however many look on. It stands on the pool's
-public methods alone.
+public methods, but for the durations of jobs: for those the core has a way that makes no record.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ import trio
 
 from . import _platform
 from ._config import Config
+from ._core import PoolCore
 from ._errors import SpawnError
-from ._model import JobRecord, WorkerEvent
+from ._model import WorkerEvent
 from ._pool import Pool
 from ._python_pool import PythonPool
 from ._worker import Worker
@@ -149,30 +150,29 @@ class PoolWatch:
         """Keep the durations of jobs from now on, until as many have called `count_no_more`."""
         self._counters += 1
         if self._counters == 1:
-            pool.add_job_observer(self._see_job)
+            pool._core.measure_jobs(self._see_job)  # pyright: ignore[reportPrivateUsage]
 
     def count_no_more(self, pool: AnyPool) -> None:
         """Say that whoever called `count_jobs` needs them no longer; what was kept stays."""
         self._counters -= 1
         if not self._counters:
-            pool.remove_job_observer(self._see_job)
+            pool._core.measure_jobs(None)  # pyright: ignore[reportPrivateUsage]
 
-    def _see_job(self, record: JobRecord) -> None:
-        # On the way of each job: what is usual, a worker at once and a job shorter than the first bound, goes first.
-        started, ended = record.started, record.ended
+    def _see_job(self, queued: float, started: float | None, ended: float, outcome: str, calls: int) -> None:
+        # On the way of each job, so what is usual goes first: a worker at once, and a job shorter than any bound.
         wait = self.wait
         if started is None:
-            if record.outcome == "queue_full":
+            if outcome == "queue_full":
                 return
-            seconds = ended - record.queued
+            seconds = ended - queued
         else:
             seconds = ended - started
             run = self.run
-            run.sum += seconds
-            run.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += 1
-            seconds = started - record.queued
-        wait.sum += seconds
-        wait.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += 1
+            run.sum += seconds * calls
+            run.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
+            seconds = started - queued
+        wait.sum += seconds * calls
+        wait.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
 
     def _see_worker(self, event: WorkerEvent, worker: Worker | None, context: object) -> None:
         self.events += 1
@@ -198,15 +198,16 @@ class PoolWatch:
         self.deaths.append(death)
 
 
-_watches: "WeakKeyDictionary[AnyPool, PoolWatch]" = WeakKeyDictionary()
+_watches: "WeakKeyDictionary[PoolCore, PoolWatch]" = WeakKeyDictionary()
 
 
 def watch_pool(pool: AnyPool) -> PoolWatch:
     """Begin to look at a pool, or go on: whoever looks at the same pool shares one watch."""
     check_pool(pool)
-    watch = _watches.get(pool)
+    core = pool._core  # pyright: ignore[reportPrivateUsage]
+    watch = _watches.get(core)  # one that is traced is the same pool
     if watch is None:
-        watch = _watches[pool] = PoolWatch()
+        watch = _watches[core] = PoolWatch()
         pool.add_observer(watch._see_worker)  # pyright: ignore[reportPrivateUsage]
     return watch
 

@@ -85,7 +85,7 @@ class PoolCollector(Collector):
         check_pool(pool)
         name = pool.config.name
         there = self._watched.get(name)
-        if there is not None and there.pool is pool:
+        if there is not None and there.watch is watch_pool(pool):
             raise ValueError(f"the pool {name!r} is in this collector already")
         if there is not None:
             raise ValueError(

@@ -96,7 +96,7 @@ async def ends(pace: Pace) -> list[Table]:
 async def job_of(pool: Pool) -> Job:
     """Run a job, and return it."""
     exchange, jobs = pool._core.exchange, list[Job]()
-    exchange.tell = lambda job, outcome: jobs.append(job)
+    exchange.tell = lambda job, outcome, calls: jobs.append(job)
     await pool.exec(Payload(BODY))
     exchange.tell = None
     return jobs[0]
