@@ -46,7 +46,9 @@ if os.environ.get("TRIO_WORKERS_DOCS_ONLINE") == "1":
     }
 
 # Names of others can't be looked up offline; a name of ours that leads nowhere is still an error.
-_modules = "|".join(sorted(map(re.escape, {*sys.stdlib_module_names, "attr", "attrs", "trio"})))
+_modules = "|".join(
+    sorted(map(re.escape, {*sys.stdlib_module_names, "attr", "attrs", "opentelemetry", "prometheus_client", "trio"}))
+)
 _builtins = "|".join(sorted(map(re.escape, dir(builtins))))
 nitpick_ignore_regex = [
     (r"py:.*", rf"({_modules})(\..+)?"),

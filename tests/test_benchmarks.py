@@ -20,6 +20,7 @@ from tests.benchmarks.report import (
     GROWTH,
     IN_SHORT,
     MILLION,
+    WATCHING,
     Aim,
     Figure,
     Part,
@@ -217,7 +218,7 @@ def test_incomplete_part_is_not_written(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == "page\n"
 
 
-@pytest.mark.parametrize("part", [COMMANDS, FUNCTIONS, GROWTH, MILLION, IN_SHORT])
+@pytest.mark.parametrize("part", [COMMANDS, FUNCTIONS, GROWTH, WATCHING, MILLION, IN_SHORT])
 def test_page_has_a_place_for_each_part(part: Part, tmp_path: Path) -> None:
     """What is written takes the place of what was."""
     page = tmp_path / "page.md"

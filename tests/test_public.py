@@ -58,8 +58,11 @@ LAYOUT: Final = (
     "child._main_module",
     "child._functions",
     "child._start",
+    "child._traced",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "metrics",
+    "tracing",
     "cli._errors",
     "cli._app",
     "cli",
@@ -77,12 +80,16 @@ STANDARD_LIBRARY_ONLY: Final = (
     "child._main_module",
     "child._functions",
     "child._start",
+    "child._traced",
 )
 OPTIONAL: Final = {
     "_functions": {"cloudpickle"},
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
     "cli._app": {"cyclopts"},
+    "child._traced": {"opentelemetry"},
+    "metrics": {"prometheus_client"},
+    "tracing": {"opentelemetry"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

@@ -76,6 +76,7 @@ from ._worker import CurrentJob, Worker, WorkerStatus
 T = TypeVar("T")
 Observer = Callable[[WorkerEvent, Worker | None, object], None]
 JobObserver = Callable[[JobRecord], None]
+Meter = Callable[[float, float | None, float, str, int], None]
 
 READ_MEMORY_EVERY: Final = 1.0
 """Seconds between two readings of the workers' memory: RoadRunner's supervisor looks as often."""
@@ -195,6 +196,7 @@ class PoolCore:
         self._context = contextvars.copy_context()
         self._observers: tuple[Observer, ...] = () if observer is None else (observer,)
         self._job_observers: tuple[JobObserver, ...] = ()
+        self._meter: Meter | None = None
         if job_observer is not None:
             self.add_job_observer(job_observer)
         self._spawners: list[tuple[Factory, Spawner]] = []
@@ -512,29 +514,34 @@ class PoolCore:
             sum(1 for seat in self.roster.seats if seat.announced and seat.state is not STOPPING) >= self.roster.target
         )
 
-    def _tell_of_job(self, job: Job, outcome: str) -> None:
-        """Tell the job observers how a job went."""
-        seat = job.seat
-        slot = pid = None
-        if seat is not None:
-            slot, pid = seat.slot, seat.worker.pid
+    def _tell_of_job(self, job: Job, outcome: str, calls: int) -> None:
+        """Tell the meter, and the job observers, how a job went; of so many calls where it is a chunk."""
         now = self._clock()
         started = None if job.started == NEVER else job.started
         queued = job.handed_in
         if queued == NEVER:
             queued = now if started is None else started
-        record = record_of(job.label, slot, pid, queued, started, now, outcome)
-        for job_observer in (job_observers := self._job_observers):
-            if job_observers is not self._job_observers and job_observer not in self._job_observers:
-                continue
-            try:
-                call_user(job_observer, record)
-            except Exception:
-                name = self.config.name
-                about = {"pool": name, "slot": slot, "pid": pid, "reason": outcome}
-                _log.exception("%s: the job observer raised an exception, which is ignored", name, extra=about)
-            except BaseException as error:
-                self.fail(error)
+        if self._meter is not None:
+            self._meter(queued, started, now, outcome, calls)
+        if not self._job_observers:
+            return
+        seat = job.seat
+        slot = pid = None
+        if seat is not None:
+            slot, pid = seat.slot, seat.worker.pid
+        for _ in range(calls):
+            record = record_of(job.label, slot, pid, queued, started, now, outcome)
+            for job_observer in (job_observers := self._job_observers):
+                if job_observers is not self._job_observers and job_observer not in self._job_observers:
+                    continue  # one that was called before has removed it
+                try:
+                    _tell_one(job_observer, record)
+                except Exception:
+                    name = self.config.name
+                    about = {"pool": name, "slot": slot, "pid": pid, "reason": outcome}
+                    _log.exception("%s: the job observer raised an exception, which is ignored", name, extra=about)
+                except BaseException as error:
+                    self.fail(error)
 
     def _describe_error(self, seat: Seat) -> WorkersError:
         if isinstance(seat.fault, SpawnError):
@@ -646,13 +653,23 @@ class PoolCore:
     def add_job_observer(self, job_observer: JobObserver) -> None:
         """Tell this one, too, of jobs."""
         self._job_observers += (job_observer,)
-        self.exchange.tell = self._tell_of_job
+        self._tell_whom_it_concerns()
 
     def remove_job_observer(self, job_observer: JobObserver) -> None:
         """Tell it no more; where there is none left, jobs cost nothing more."""
         self._job_observers = _without(self._job_observers, job_observer, "a job observer")
-        if not self._job_observers:
-            self.exchange.tell = None
+        self._tell_whom_it_concerns()
+
+    def measure_jobs(self, meter: Meter | None) -> None:
+        """Call `meter(queued, started, ended, outcome, calls)` at each job's end: a record costs as much again.
+
+        It is one of ours, that is short and does not raise.
+        """
+        self._meter = meter
+        self._tell_whom_it_concerns()
+
+    def _tell_whom_it_concerns(self) -> None:
+        self.exchange.tell = self._tell_of_job if self._job_observers or self._meter is not None else None
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -750,6 +767,12 @@ def _status_of(seat: Seat) -> WorkerStatus:
     if seat.lease is not None:
         return "leased"
     return "busy" if seat.jobs else "idle"
+
+
+@trio.lowlevel.disable_ki_protection
+def _tell_one(job_observer: JobObserver, record: JobRecord) -> None:
+    """Call it as `call_user` does, in half the time."""
+    job_observer(record)
 
 
 def _without(observers: tuple[T, ...], observer: T, what: str) -> tuple[T, ...]:

@@ -103,8 +103,8 @@ class Exchange:
         self._explain = explain
         self.failure = failure
         self.config = config
-        self.tell: Callable[[Job, str], None] | None = None
-        """Called with each job that has ended, where somebody wants to know."""
+        self.tell: Callable[[Job, str, int], None] | None = None
+        """Called with each job that has ended, and how many calls of it, where somebody wants to know."""
         self._settling = self._lend_behind = False
         self._unflushed: list[Line] = []
         self._flusher: trio.lowlevel.Task | None = None
@@ -144,9 +144,8 @@ class Exchange:
     def count(self, job: Job, outcome: str, calls: int = 1) -> None:
         """Count a job that has ended, and tell of it; where it is a chunk, so many of its calls."""
         self._roster.outcomes[outcome] += calls
-        while self.tell is not None and calls:  # who is told of one call may take himself away before the next
-            self.tell(job, outcome)
-            calls -= 1
+        if self.tell is not None:
+            self.tell(job, outcome, calls)
 
     def outcome_of(self, job: Job) -> str:
         """Name the outcome of a job that is over without an answer."""

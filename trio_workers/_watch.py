@@ -1,7 +1,7 @@
 """Facts of a running pool for those who look at it from outside: control socket, command line, page and metrics.
 
 All of them look through one `PoolWatch`, so that a job is counted once however many look on. It stands on the pool's
-public methods alone.
+public methods, but for the durations of jobs: for those the core has a way that makes no record.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ import trio
 
 from . import _platform
 from ._config import Config
+from ._core import PoolCore
 from ._errors import SpawnError
-from ._model import JobRecord, WorkerEvent
+from ._model import WorkerEvent
 from ._pool import Pool
 from ._python_pool import PythonPool
 from ._worker import Worker
@@ -32,6 +33,8 @@ BOUNDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds: from a tiny job's 50 µs to the default `allocate_timeout`."""
+
+_SHORT: Final = BOUNDS[0]
 
 DEATHS_KEPT: Final = 50
 """The last ends of workers that are kept, for a page and a terminal to show."""
@@ -119,12 +122,16 @@ class PoolWatch:
     events: int = 0
     """How many changes of workers there have been."""
     wait: Histogram = attrs.field(factory=Histogram)
-    """Seconds from a job's arrival to its worker; of jobs that got none, to their end."""
+    """Seconds from a job's arrival to its worker; of jobs that got none, to their end.
+
+    A job that found the queue full has not waited, and is not among them: it would make the waits of a pool that has
+    too much to do look short.
+    """
     run: Histogram = attrs.field(factory=Histogram)
     """Seconds from a job's worker to its end."""
     _errors: "WeakKeyDictionary[Worker, str]" = attrs.field(factory=lambda: WeakKeyDictionary[Worker, str]())
     _bells: list[Callable[[], None]] = attrs.field(factory=list[Callable[[], None]])
-    _counts_jobs: bool = False
+    _counters: int = 0
 
     def tell(self, bell: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
         """While the block runs, call `bell()` at each change of a worker, in the middle of it."""
@@ -140,24 +147,32 @@ class PoolWatch:
         return listen()
 
     def count_jobs(self, pool: AnyPool) -> None:
-        """Keep the durations of jobs from now on."""
-        if not self._counts_jobs:
-            self._counts_jobs = True
-            pool.add_job_observer(self._see_job)
+        """Keep the durations of jobs from now on, until as many have called `count_no_more`."""
+        self._counters += 1
+        if self._counters == 1:
+            pool._core.measure_jobs(self._see_job)  # pyright: ignore[reportPrivateUsage]
 
-    def _see_job(self, record: JobRecord) -> None:
-        started, ended = record.started, record.ended
+    def count_no_more(self, pool: AnyPool) -> None:
+        """Say that whoever called `count_jobs` needs them no longer; what was kept stays."""
+        self._counters -= 1
+        if not self._counters:
+            pool._core.measure_jobs(None)  # pyright: ignore[reportPrivateUsage]
+
+    def _see_job(self, queued: float, started: float | None, ended: float, outcome: str, calls: int) -> None:
+        # On the way of each job, so what is usual goes first: a worker at once, and a job shorter than any bound.
         wait = self.wait
         if started is None:
-            seconds = ended - record.queued
+            if outcome == "queue_full":
+                return
+            seconds = ended - queued
         else:
             seconds = ended - started
             run = self.run
-            run.sum += seconds
-            run.counts[bisect_left(BOUNDS, seconds)] += 1
-            seconds = started - record.queued
-        wait.sum += seconds
-        wait.counts[bisect_left(BOUNDS, seconds)] += 1
+            run.sum += seconds * calls
+            run.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
+            seconds = started - queued
+        wait.sum += seconds * calls
+        wait.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
 
     def _see_worker(self, event: WorkerEvent, worker: Worker | None, context: object) -> None:
         self.events += 1
@@ -183,15 +198,16 @@ class PoolWatch:
         self.deaths.append(death)
 
 
-_watches: "WeakKeyDictionary[AnyPool, PoolWatch]" = WeakKeyDictionary()
+_watches: "WeakKeyDictionary[PoolCore, PoolWatch]" = WeakKeyDictionary()
 
 
 def watch_pool(pool: AnyPool) -> PoolWatch:
     """Begin to look at a pool, or go on: whoever looks at the same pool shares one watch."""
     check_pool(pool)
-    watch = _watches.get(pool)
+    core = pool._core  # pyright: ignore[reportPrivateUsage]
+    watch = _watches.get(core)  # one that is traced is the same pool
     if watch is None:
-        watch = _watches[pool] = PoolWatch()
+        watch = _watches[core] = PoolWatch()
         pool.add_observer(watch._see_worker)  # pyright: ignore[reportPrivateUsage]
     return watch
 

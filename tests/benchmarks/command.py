@@ -25,6 +25,7 @@ from tests.benchmarks.report import (
     IN_SHORT,
     MILLION,
     STATIC,
+    WATCHING,
     Part,
     Table,
     Watch,
@@ -38,6 +39,7 @@ from tests.benchmarks.report import (
     write_page,
 )
 from tests.benchmarks.sections import COMMAND_SECTIONS
+from tests.benchmarks.watching_sections import WATCHING_SECTIONS
 
 Section = Callable[[Pace], Awaitable[list[Table]]]
 
@@ -45,6 +47,7 @@ PARTS: Final[Mapping[str, tuple[Part, Mapping[str, Section]]]] = {
     "commands": (COMMANDS, COMMAND_SECTIONS),
     "functions": (FUNCTIONS, FUNCTION_SECTIONS),
     "growth": (GROWTH, GROWTH_SECTIONS),
+    "watching": (WATCHING, WATCHING_SECTIONS),
     "a-million": (MILLION, MILLION_SECTIONS),
 }
 ON_REQUEST: Final = "a-million"

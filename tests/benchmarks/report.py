@@ -55,6 +55,11 @@ FUNCTIONS: Final = Part(
     "benchmarks of functions", "## Results of Python functions as jobs", (*AWAITED, "Pebble", "loky", "joblib", "numpy")
 )
 GROWTH: Final = Part("benchmarks of growth", "## Results with more callers and more workers", AWAITED)
+WATCHING: Final = Part(
+    "benchmarks of watching",
+    "## Results of what watching costs",
+    (*OUR_OWN, "prometheus-client", "opentelemetry-api", "opentelemetry-sdk"),
+)
 MILLION: Final = Part("benchmarks of a million", "## Results of a million jobs", OUR_OWN)
 
 

@@ -636,7 +636,7 @@ def _traceback(error: BaseException) -> bytes:
 
     # Our own frames say nothing about the job.
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals is globals():
+    while trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__:
         trace = trace.tb_next
     try:
         if isinstance(error, JobFailed):
