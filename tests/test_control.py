@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -50,6 +51,7 @@ from trio_workers._control_protocol import (
 )
 from trio_workers._platform import Linux, Portable
 from trio_workers._socket_file import Pulse, knock
+from trio_workers._watch import PoolFact, WorkerFact, watch_pool
 from trio_workers.child import Job
 from trio_workers.control import ControlClient, connect, find_sockets
 from trio_workers.testing import BadBoot, Crash, MemoryFactory
@@ -606,7 +608,7 @@ async def test_nothing_runs_while_nobody_watches(mill: Mill, servers: list[_cont
         return sum("_paint" in task.name for task in nursery.child_tasks)
 
     async with served(mill) as (pool, path):
-        watch = trio_workers._watch.watch_pool(pool)
+        watch = watch_pool(pool)
         async with raw(path) as first, raw(path) as second:
             assert painters() == 0
             await first.ask(b"watch")
@@ -798,6 +800,9 @@ with socket.socket(socket.AF_UNIX) as sock:
         data = b""
         try:
             sock.sendall(b"reset\\n")
+        except OSError:
+            pass  # refused already; why can still be read
+        try:
             while more := sock.recv(4096):
                 data += more
         except OSError:
@@ -1300,3 +1305,45 @@ async def test_a_program_that_is_killed(number: signal.Signals) -> None:
             await process.wait()
     assert await path.exists() is (number is signal.SIGKILL)
     assert find_sockets() == []
+
+
+# what the page says
+
+
+def fields_on_the_page(heading: str) -> list[str]:
+    """The first column of the table of fields that comes after a line."""
+    text = (ROOT / "docs" / "turning.md").read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
+    return re.findall(r"^\| `(\w+)` \|", text.split("\n\n")[0], re.MULTILINE)
+
+
+def test_fields_on_the_page() -> None:
+    """Its tables have each field, in order, and no other."""
+    assert fields_on_the_page("The fields of `status`:") == list(PoolFact.__annotations__)
+    assert fields_on_the_page("Those of each of the `workers`:") == list(WorkerFact.__annotations__)
+
+
+def test_figures_on_the_page() -> None:
+    """Bounds that it names are those of the code."""
+    page = " ".join((ROOT / "docs" / "turning.md").read_text(encoding="utf-8").split())
+    assert f"1 to {MOST_WORKERS} |" in page
+    assert f"A line has at most {LONGEST_REQUEST} bytes" in page
+    assert f"not read for {_control_server.READS_WITHIN:g} s" in page
+    assert f"{_control_server.CONNECTIONS} connections at a time" in page
+    assert f"after {_control_server.SILENT_FOR} s comes the status" in page
+    assert f"{1 / _control_server.PICTURE_EVERY:g} lines a second at most" in page
+    assert _control_server.LOOK_EVERY == 0.5
+    assert "looked at twice a second" in page
+
+
+@pytest.mark.skipif(shutil.which("nc") is None, reason="needs nc")
+async def test_nc_is_enough(mill: Mill) -> None:
+    """It gets the status for nothing, and answers for lines."""
+    async with served(mill) as (_, path):
+        done = await trio.run_process(
+            ["nc", "-NU", str(path)], stdin=b"resize 3\nworkers", capture_stdout=True, capture_stderr=True, check=False
+        )
+        if b"invalid option" in done.stderr:
+            pytest.skip("this is another nc than OpenBSD's")
+    resized, workers = (json.loads(line) for line in done.stdout.splitlines())
+    assert resized["to"] == 3
+    assert len(workers["workers"]) == 3
