@@ -60,7 +60,11 @@ LAYOUT: Final = (
     "child._start",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "_diagnosis",
+    "_check_session",
+    "_checker",
     "cli._errors",
+    "cli._check",
     "cli._app",
     "cli",
     "__main__",
@@ -83,6 +87,7 @@ OPTIONAL: Final = {
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
     "cli._app": {"cyclopts"},
+    "cli._check": {"cyclopts", "rich"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

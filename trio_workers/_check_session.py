@@ -39,6 +39,9 @@ PIECE_TAKEN_WITHIN: Final = 1.0
 PARTS: Final = 1000
 """Parts of a streamed answer that are taken before the worker is asked to stop it."""
 
+PARTS_SHOWN: Final = 3
+"""Parts of a streamed answer that are shown: enough to see what they are."""
+
 
 # the relay
 
@@ -91,6 +94,7 @@ class Wire:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._kind = kind
+        self.counts: bool = kind == "pipe"  # whether `unread` is a number of bytes
 
     def write_now(self, data: bytes | memoryview) -> int:
         try:
@@ -153,19 +157,23 @@ class Wrong(Exception):
 
 @attrs.frozen
 class Answer:
-    """The answer to one job: how many parts came before its end."""
+    """The answer to one job: its end, how many parts came before, and the first of these."""
 
     end: Replied | Failed | StopAsked
     parts: int = 0
+    first_parts: tuple[bytes, ...] = ()
 
     def __str__(self) -> str:
-        streamed = f", in {self.parts + 1} parts (`Pool.stream` takes them)" if self.parts else ""
+        streamed = ""
+        if self.parts:
+            begins = ", ".join(show(part) for part in self.first_parts)
+            streamed = f"parts ({self.parts + 1:,}: {begins}, ...; `Pool.stream` takes them), at the end "
         match self.end:
             case Replied(context, body):
                 context_said = f", context {show(context)}" if context else ""
-                return f"replied {show(body)} ({len(body):,} bytes){context_said}{streamed}"
+                return f"{streamed or 'replied '}{show(body)} ({len(body):,} bytes){context_said}"
             case Failed(message):
-                return f"job error {show(message)}{streamed}"
+                return f"{streamed}job error {show(message)}"
             case StopAsked():
                 return "asked to be replaced"
 
@@ -203,6 +211,7 @@ class Session:
         self.exited = False
         self.sent = b""
         self.news = trio.Event()
+        self._written = 0
 
     # what runs in the background
 
@@ -266,7 +275,9 @@ class Session:
 
     async def shake_hands(self) -> int:
         """Exchange the handshakes; return the pid that the worker claims."""
-        await self.send(self.conversation.handshake(), self.boot_timeout)
+        frame = self.conversation.handshake()
+        self._written = len(frame)
+        await self.send(frame, self.boot_timeout)
         event = await self._next_event(self.boot_timeout, "the handshake")
         assert isinstance(event, Shaken)
         return event.pid
@@ -281,8 +292,10 @@ class Session:
         except FrameError as error:
             self.fault = error
             self.judge()
+        self._written = sum(map(len, frames))
         deadline = trio.current_time() + self.answer_within
         parts = 0
+        first_parts: tuple[bytes, ...] = ()
         if split:
             await self._send_split(b"".join(frames), split)
             deadline = trio.current_time() + self.answer_within
@@ -293,13 +306,15 @@ class Session:
             match event:
                 case Part():
                     parts += 1
+                    if parts <= PARTS_SHOWN:
+                        first_parts = (*first_parts, event.body)
                     if parts == PARTS:
                         await self.send(self.conversation.stop_stream(), self.leave_within)
                         deadline = trio.current_time() + self.leave_within
                 case Shaken():
                     raise AssertionError("the conversation is shaken but once")
                 case Replied() | Failed() | StopAsked():
-                    return Answer(event, parts)
+                    return Answer(event, parts, first_parts)
 
     async def send(self, data: bytes, seconds: float) -> None:
         """Write all of it, or return where time is over or nobody reads: what is read tells more."""
@@ -383,6 +398,7 @@ class Session:
             self.limit,
             reason=self.fault.reason,
             after_answer=self.fault_stage is Stage.IDLE,
+            shaken=self.fault_stage is not Stage.SHAKING,
             sent=self.sent,
             relay="pipes" if self.relay in ("pipes", "socketpair") else self.relay,
         )
@@ -426,9 +442,12 @@ class Session:
             )
         unread = self.wire.unread()
         if unread:
+            deaf = self.wire.counts and self._written == unread
+            some = f"{unread:,} bytes" if self.wire.counts else "some bytes"
+            what = "it has read nothing" if deaf else f"it has not read all of it, {some} lie unread"
             raise Wrong(
-                "silent",
-                f"{found}: it has not read all of it ({unread:,} bytes of what was written lie unread).",
+                "deaf" if deaf else "silent",
+                f"{found}: {what}.",
                 "It is busy with something else, or does not read its relay. If it only needs longer, give it the "
                 "time: --boot-timeout to start, --timeout to answer.",
             )

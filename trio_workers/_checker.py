@@ -39,6 +39,22 @@ SLOW_START: Final = 2.0
 LONGEST_SPLIT: Final = 4096
 """Bytes of a body that is sent byte by byte: a second, where each is waited for."""
 
+ADVICE: Final = {
+    "empty body": "An empty body is a body like another: answer it. In PHP an empty string is false: "
+    "compare with !== null.",
+    "big bodies": "A large frame takes several reads, and an answer several writes: read until all of the bytes that "
+    "the header announces are there, and write until all are gone.",
+    "binary body": "A body is bytes: read and write in binary (no text mode, no encoding, no line ends), and report a "
+    "body that the job can't take as a job error.",
+    "payload in pieces": "One read does not get everything: it returns what has arrived. Read until there are as many "
+    "bytes as the header announces.",
+    "header in pieces": "One read does not get everything: it returns what has arrived. Read until there are as many "
+    "bytes as a header has.",
+}
+"""What to mend where a probe finds a fault that the other jobs did not show."""
+
+LATE: Final = "What was printed before, and lay in a buffer, comes out at the end too."
+
 CONTEXT: Final = b"trio-workers-check-context"
 BODY: Final = b"trio-workers check"
 
@@ -146,7 +162,7 @@ class _Checker:
         self._tell = tell
         self._limiter = trio.CapacityLimiter(1)
         self._body = jobs[0] if jobs else BODY
-        self._leaves = True  # until a check has found that it doesn't
+        self._leaves_by: Literal["stop", "end", "kill"] = "kill"  # until a check has found how it leaves
         self._echo = False  # whether it answers with the body it got
         self._first: Answer | None = None
         self._stray: Wrong | None = None  # what was seen on stdout that is no frame
@@ -212,20 +228,21 @@ class _Checker:
         async def shaken(session: Session) -> Finding:
             await session.shake_hands()
             finding = await check(session)
-            if self._leaves:
-                await self._settle(session)
+            await self._settle(session)
             return finding
 
         try:
             finding = await self._run(shaken)
         except (Wrong, OSError) as error:
             finding = _finding(name, error)
+            if isinstance(error, Wrong) and error.cause != "stray" and name in ADVICE:
+                finding = attrs.evolve(finding, mend=ADVICE[name])
         self._add(name, finding.verdict, finding.found, finding.mend)
         return finding.verdict != "wrong"
 
     async def _settle(self, session: Session) -> None:
         """End the worker, and raise where it had more answers than jobs. What it prints is another check's business."""
-        await session.leave(by="stop")
+        await session.leave(by=self._leaves_by)
         if session.fault is not None and session.diagnose().kind != "stray":
             session.judge()
 
@@ -300,7 +317,7 @@ class _Checker:
 
     async def _try_other_dialects(self, wrong: Wrong) -> str | None:
         """Return the dialect in which it does shake hands."""
-        if wrong.cause in ("stray", "unconnected"):
+        if wrong.cause in ("stray", "unconnected", "deaf", "buffered", "handshake"):
             return None  # the dialect is not what is the matter
 
         async def start(session: Session) -> None:
@@ -388,9 +405,10 @@ class _Checker:
             status = await session.leave(by="stop")
             seconds = trio.current_time() - began
             self._stderr = session.process.stderr_tail
-            self._leaves = status is not None
+            if status is not None:
+                self._leaves_by = "stop"
             if session.fault is not None and (found := session.diagnose()).kind == "stray":
-                self._stray = Wrong("stray", f"As it ended: {found.found}", found.mend)
+                self._stray = Wrong("stray", f"As it ended: {found.found}", f"{found.mend} {LATE}")
             if status is None:
                 answered = ""
                 if session.fault is not None and session.diagnose().kind == "answers":
@@ -433,6 +451,8 @@ class _Checker:
                 await session.ask(self._body)
             began = trio.current_time()
             status = await session.leave(by="end")
+            if status is not None and self._leaves_by == "kill":
+                self._leaves_by = "end"
             seconds = trio.current_time() - began
             if status is None:
                 return Finding(
@@ -561,20 +581,14 @@ class _Checker:
             try:
                 answer = await session.ask(body)
             except Wrong as wrong:
-                raise Wrong(
-                    wrong.cause,
-                    f"With a body of {size:,} bytes: {wrong.found}",
-                    f"{wrong.mend} A large frame takes several reads, and an answer several writes: read until all of "
-                    "it is there, and write until all of it is gone.",
-                ) from None
+                raise Wrong(wrong.cause, f"With a body of {size:,} bytes: {wrong.found}", wrong.mend) from None
             cut = answer.body is not None and 1024 < len(answer.body) < size and body.startswith(answer.body)
             if cut or (self._echo and not self._jobs and answer.body is not None and answer.body != body):
                 return Finding(
                     name=name,
                     verdict="wrong",
                     found=f"Of {size:,} bytes came back {len(answer.body or b''):,}, and not the same.",
-                    mend="A large frame takes several reads: read until all of the bytes that its header announces are "
-                    "there.",
+                    mend=ADVICE[name],
                 )
             kind = "an error" if isinstance(answer.end, Failed) else f"{len(answer.body or b''):,} bytes"
             said.append(f"{size:,} bytes: {kind}")
@@ -586,11 +600,7 @@ class _Checker:
         try:
             answer = await session.ask(body)
         except Wrong as wrong:
-            raise Wrong(
-                wrong.cause,
-                f"With a body of all 256 bytes: {wrong.found}",
-                f"{wrong.mend} A body is bytes: read and write in binary, and don't decode what may be no text.",
-            ) from None
+            raise Wrong(wrong.cause, f"With a body of all 256 bytes: {wrong.found}", wrong.mend) from None
         got = answer.body
         if got is not None and got != body:
             for mangled, how in _manglings(body):
@@ -599,7 +609,7 @@ class _Checker:
                         name="binary body",
                         verdict="wrong",
                         found=f"{len(body)} bytes came back as {len(got)}: {how}.",
-                        mend="A body is bytes: read and write in binary (no text mode, no encoding, no line ends).",
+                        mend=ADVICE["binary body"],
                     )
         await self._once_more(session, "binary bytes")
         return Finding(name="binary body", verdict="ok", found=_kind(answer))
@@ -637,12 +647,7 @@ class _Checker:
                 raise Wrong("short", f"The answer to {show(body)} was {show(answer.body)}.", "")
             await self._once_more(session, f"a {which} in pieces")
         except Wrong as wrong:
-            raise Wrong(
-                wrong.cause,
-                f"With the {which} byte by byte: {wrong.found}",
-                "One read does not get everything: it returns what has arrived. Read until there are as many bytes as "
-                "the frame has.",
-            ) from None
+            raise Wrong(wrong.cause, f"With the {which} byte by byte: {wrong.found}", "") from None
         return answer
 
     async def _once_more(self, session: Session, after: str) -> None:

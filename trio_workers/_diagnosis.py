@@ -30,7 +30,8 @@ _ANY: Final = frozenset(range(256))
 class Diagnosis:
     """What is wrong: `kind` for the checker, `found` and `mend` for whoever wrote the worker.
 
-    `kind` is stray (something else wrote to stdout), dialect, checksum, size, answers (a frame too many) or frame.
+    `kind` is stray (something else wrote to stdout), dialect, handshake, checksum, size, answers (a frame too many) or
+    frame.
     """
 
     kind: str
@@ -78,12 +79,20 @@ def frames_in_front(data: bytes, protocol: str, limit: int) -> tuple[int, bytes]
 
 
 def diagnose(
-    data: bytes, protocol: str, limit: int, *, reason: str, after_answer: bool, sent: bytes = b"", relay: str = "pipes"
+    data: bytes,
+    protocol: str,
+    limit: int,
+    *,
+    reason: str,
+    after_answer: bool,
+    shaken: bool,
+    sent: bytes = b"",
+    relay: str = "pipes",
 ) -> Diagnosis:
     """Say what these bytes are, with which a frame should have begun; `reason` is why they were refused.
 
-    `after_answer`: they follow a whole answer, and nothing was asked. `sent`: what the worker got as context and body,
-    by which the rest of an echo is known.
+    `after_answer`: they follow a whole answer, and nothing was asked. `shaken`: the handshake is done. `sent`: what the
+    worker got as context and body, by which the rest of an echo is known.
     """
     count, rest = frames_in_front(data, protocol, limit)
     if count and after_answer:
@@ -101,8 +110,18 @@ def diagnose(
     if not count:
         other = dialect_of(data)
         if other is not None and other != protocol:
-            return speaks(other)
+            if not shaken:
+                return speaks(other)
+            return Diagnosis(
+                "dialect", f"A frame of {other} came.", "A worker speaks one dialect, from the handshake to the end."
+            )
         rest = data
+    if not shaken and not rest:
+        return Diagnosis(
+            "handshake",
+            f"{_sentence(reason)}; it wrote {printable(data)}.",
+            'Answer the control frame {"pid":N} with a control frame {"pid":M}: M is the worker\'s own pid, a number.',
+        )
     if not rest:
         return Diagnosis(
             "frame", f"{_sentence(reason)}; it wrote {show(data)}.", "See docs/wire.md for what may come when."

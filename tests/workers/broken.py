@@ -35,7 +35,7 @@ def read(size: int) -> bytes:
     while len(data) < size:
         piece = os.read(0, size - len(data))
         data += piece
-        if not piece or fault == "one-read":
+        if not piece or fault == "one-read" or (fault == "one-read-of-header" and size == header_size):
             break
     return data
 
@@ -72,17 +72,20 @@ def next_frame() -> tuple[str, bytes, bytes] | None:
 
 def reply(context: bytes, body: bytes) -> bytes:
     frame = bytearray(encode_reply(protocol, context, body))
-    if fault.startswith("size-"):
-        at = 2 if new else len(frame) - len(body) - header_size + 1
-        width = 4 if new else 8
-        size = int.from_bytes(frame[at : at + width], "little") + (3 if fault == "size-large" else -3)
-        frame[at : at + width] = size.to_bytes(width, "little")
+    if fault in ("size-small", "size-large"):
+        at = 0 if new else len(frame) - len(body) - header_size  # of the body's frame, in the older dialects
+        size = len(context) * new + len(body) + (3 if fault == "size-large" else -3)
         if new:
+            frame[2:6] = size.to_bytes(4, "little")
             frame[6:10] = crc32(frame[:6]).to_bytes(4, "little")
+        else:
+            frame[at + 1 : at + 9] = size.to_bytes(8, "little")
+            frame[at + 9 : at + header_size] = size.to_bytes(8, "big")[: header_size - 9]
     elif fault == "sizes-disagree":
         frame[-len(body) - 1] ^= 1
     elif fault == "size-turned":
-        frame[1:9] = frame[1:9][::-1]
+        at = len(frame) - len(body) - header_size
+        frame[at + 1 : at + 9] = frame[at + 1 : at + 9][::-1]
     elif fault == "checksum":
         frame[6:10] = crc32(body).to_bytes(4, "little")
     elif fault == "checksum-turned":
