@@ -258,13 +258,18 @@ class Session:
             return
         self.conversation.receive(data)
         self.fault_stage = self.conversation.stage
+        streamed = False
         try:
             while (event := self.conversation.next_event()) is not None:
                 self.events.append(event)
-                self.raw[:] = self.conversation.leftover[:KEPT]
+                streamed = isinstance(event, Part)
+                if not streamed:  # of which there may be thousands in what was read, and looking costs a copy of it
+                    self.raw[:] = self.conversation.leftover[:KEPT]
                 self.fault_stage = self.conversation.stage
         except FrameError as error:
             self.fault = error
+        if streamed:
+            self.raw[:] = self.conversation.leftover[:KEPT]
         assert self.wire is not None
         while self.conversation.answers:
             pong = self.conversation.answers.popleft()
@@ -357,7 +362,6 @@ class Session:
                 if self.exited:
                     self.drain()
                 if self.events:
-                    await trio.lowlevel.checkpoint()
                     return self.events.popleft()
                 if self.fault is not None:
                     await self._let_finish()

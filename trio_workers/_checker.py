@@ -347,13 +347,16 @@ class _Checker:
             async def ask(session: Session, name: str = name, number: int = number, body: bytes = body) -> Finding:
                 answer = await session.ask(body)
                 if number == 0:
+                    replies = [answer.body]
                     try:
-                        await session.ask(body)  # what it wrote behind the first answer stands before the second
+                        replies.append(
+                            (await session.ask(body)).body
+                        )  # what it wrote behind the first answer stands before the second
                     except Wrong as wrong:
                         if wrong.cause in ("stray", "size", "frame", "checksum", "dialect"):
                             raise Wrong(wrong.cause, f"After an answer: {wrong.found}", wrong.mend) from None
                     self._first = answer
-                    self._echo = answer.body is not None and answer.body.lower() == body.lower()
+                    self._echo = all(reply is not None and reply.lower() == body.lower() for reply in replies)
                 said = f"{show(body)}: {answer}."
                 if number < len(self._expect) and answer.body != self._expect[number]:
                     return Finding(
@@ -604,7 +607,7 @@ class _Checker:
         got = answer.body
         if got is not None and got != body:
             for mangled, how in _manglings(body):
-                if got.lower() == mangled.lower():
+                if mangled != body and got.lower() == mangled.lower():
                     return Finding(
                         name="binary body",
                         verdict="wrong",
