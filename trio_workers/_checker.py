@@ -348,10 +348,8 @@ class _Checker:
                 answer = await session.ask(body)
                 if number == 0:
                     replies = [answer.body]
-                    try:
-                        replies.append(
-                            (await session.ask(body)).body
-                        )  # what it wrote behind the first answer stands before the second
+                    try:  # once more: what it wrote behind the first answer stands before the second
+                        replies.append((await session.ask(body)).body)
                     except Wrong as wrong:
                         if wrong.cause in ("stray", "size", "frame", "checksum", "dialect"):
                             raise Wrong(wrong.cause, f"After an answer: {wrong.found}", wrong.mend) from None

@@ -47,7 +47,7 @@ def show(data: bytes) -> str:
         text = (start.decode("utf-8", "ignore") if more else start.decode("utf-8")).encode()
     except UnicodeDecodeError:
         return printable(start) + more
-    lines = readable(text.replace(b"\r\n", b"\n")).replace("\\x0a", "\\n")
+    lines = readable(text.replace(b"\r\n", b"\n")).replace("\\x0a", "\\n").replace("\t", "\\t")
     return f"'{lines}'{more}"
 
 
@@ -96,7 +96,6 @@ def diagnose(
     """
     count, rest = frames_in_front(data, protocol, limit)
     if count and after_answer:
-        answers = count if protocol == "goridge-3" else (count + 1) // 2
         old = (
             ""
             if protocol == "goridge-3"
@@ -104,7 +103,7 @@ def diagnose(
         )
         return Diagnosis(
             "answers",
-            f"{_times(answers)} more than there were jobs: a frame came that no job asked for.",
+            "A frame came that no job asked for: more answers than there were jobs.",
             f"Answer each job once. A control frame is no job, and what follows an error frame is not the reply.{old}",
         )
     if not count:
@@ -258,10 +257,6 @@ def _sizes(rest: bytes, protocol: str, after_answer: bool, sent: bytes, relay: s
             "Bytes 1 to 8 are the size, little-endian, and bytes 9 to 16 the same number, big-endian.",
         )
     return None
-
-
-def _times(count: int) -> str:
-    return "An answer" if count == 1 else f"{count} answers"
 
 
 def _sentence(text: str) -> str:

@@ -193,6 +193,8 @@ def _print_table(report: Report) -> None:
     table.add_column("what was seen, and what to mend", overflow="fold")
     told: dict[tuple[str, str], str] = {}
     for finding in report.findings:
+        if finding.verdict == "not tried":
+            continue
         same = told.setdefault((finding.found, finding.mend), finding.name)
         if same != finding.name and finding.mend:
             text = Text(f"As for `{same}`.")
@@ -202,6 +204,12 @@ def _print_table(report: Report) -> None:
                 text.append(f"\n{finding.mend}", style="bold" if finding.verdict == "wrong" else "")
         table.add_row(finding.name, Text(finding.verdict, style=STYLES[finding.verdict]), text)
     console.print(table)
+    untried: dict[str, list[str]] = {}
+    for finding in report.findings:
+        if finding.verdict == "not tried":
+            untried.setdefault(finding.found, []).append(finding.name)
+    for why, names in untried.items():
+        console.print(Text(f"\nNot tried: {', '.join(names)}. {why}", style=STYLES["not tried"]))
     console.print(Text(_sum_up(report)))
 
 
