@@ -36,7 +36,7 @@ KEPT: Final = 64 * 1024
 PIECE_TAKEN_WITHIN: Final = 1.0
 """Seconds for a worker to take a piece of a frame out of its pipe, before the next is written behind it."""
 
-PARTS: Final = 1000
+PARTS: Final = 100
 """Parts of a streamed answer that are taken before the worker is asked to stop it."""
 
 PARTS_SHOWN: Final = 3
@@ -336,13 +336,14 @@ class Session:
     async def _send_split(self, data: bytes, split: str) -> None:
         """Write a job so that its headers, or its payloads, arrive byte by byte, and the others in one piece."""
         patient = True
+        until = trio.current_time() + self.answer_within
         at = 0
         for size in _split(data, self.protocol, split):
             await self.send(data[at : at + size], self.answer_within)
             at += size
             if self.fault or self.at_end or self.exited:
                 return
-            patient = patient and await self._taken()
+            patient = patient and trio.current_time() < until and await self._taken()
 
     async def _taken(self) -> bool:
         """Wait until the worker has read what was written: the next piece shall come alone."""
