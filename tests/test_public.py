@@ -69,7 +69,11 @@ LAYOUT: Final = (
     "_control_server",
     "control",
     "_signals",
+    "_diagnosis",
+    "_check_session",
+    "_checker",
     "cli._errors",
+    "cli._check",
     "cli._app",
     "cli",
     "__main__",
@@ -96,6 +100,7 @@ OPTIONAL: Final = {
     "child._traced": {"opentelemetry"},
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
+    "cli._check": {"cyclopts", "rich"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

@@ -11,7 +11,9 @@ import cyclopts
 from .._errors import first_of
 from ._errors import DONE, INTERRUPTED, MISUSED, UNREAD, CommandError
 
-COMMANDS: Final[dict[str, str]] = {}
+COMMANDS: Final[dict[str, str]] = {
+    "check": "trio_workers.cli._check:check",
+}
 """Where each command's function is. A module is loaded when its command is given."""
 
 app = cyclopts.App(
