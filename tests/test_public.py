@@ -60,6 +60,9 @@ LAYOUT: Final = (
     "child._start",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "_status_app",
+    "_status_server",
+    "status",
     "cli._errors",
     "cli._app",
     "cli",
@@ -82,6 +85,8 @@ OPTIONAL: Final = {
     "_functions": {"cloudpickle"},
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
+    "_status_app": {"prometheus_client", "starlette"},
+    "_status_server": {"hypercorn"},
     "cli._app": {"cyclopts"},
 }
 """What a module imports where a user asked for it, behind an extra."""

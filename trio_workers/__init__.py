@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._relay import Line, Relay, StreamRelay
     from ._sockets import SocketFactory
     from ._worker import CurrentJob, Worker
+    from .status import serve_status, status_app
 
 __all__ = [
     "STOP_REQUEST",
@@ -78,6 +79,8 @@ __all__ = [
     "open_pool",
     "open_python_pool",
     "open_worker",
+    "serve_status",
+    "status_app",
 ]
 
 _MODULES = {
@@ -108,6 +111,7 @@ _MODULES = {
     "_relay": ("Line", "Relay", "StreamRelay"),
     "_sockets": ("SocketFactory",),
     "_worker": ("CurrentJob", "Worker"),
+    "status": ("serve_status", "status_app"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
