@@ -60,6 +60,7 @@ LAYOUT: Final = (
     "child._start",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "metrics",
     "_status_app",
     "_status_server",
     "status",
@@ -88,6 +89,7 @@ OPTIONAL: Final = {
     "_status_app": {"prometheus_client", "starlette"},
     "_status_server": {"hypercorn"},
     "cli._app": {"cyclopts"},
+    "metrics": {"prometheus_client"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

@@ -786,6 +786,18 @@ async def test_cancel_ends_it_at_once_though_readers_do_not_read(monkeypatch: py
         outer.cancel_scope.cancel()
 
 
+async def send_and_read(url: str, data: bytes) -> None:
+    """Send it, say that there is no more, and read until the other side has had enough."""
+    async with await trio.open_tcp_stream("127.0.0.1", port_of(url)) as stream:
+        try:
+            await stream.send_all(data)
+            await stream.send_eof()
+            async for _ in stream:
+                pass
+        except trio.BrokenResourceError:
+            pass  # it hung up on us
+
+
 async def sleep_with(stream: trio.SocketStream) -> None:
     async with stream:
         await trio.sleep_forever()
@@ -840,17 +852,9 @@ async def test_what_comes_in_can_do_no_harm(caplog: pytest.LogCaptureFixture) ->
     ]
     async with open_pool(config()) as pool, trio.open_nursery() as nursery:
         (url,) = await nursery.start(partial(serve_status, pool, token=TOKEN))
-        for data in nonsense:
-            for _ in range(5):
-                async with await trio.open_tcp_stream("127.0.0.1", port_of(url)) as stream:
-                    try:
-                        await stream.send_all(data)
-                        await stream.send_eof()
-                        with trio.move_on_after(5):
-                            async for _ in stream:
-                                pass
-                    except trio.BrokenResourceError:
-                        pass  # it hung up on us
+        async with trio.open_nursery() as crowd:
+            for data in nonsense * 5:
+                crowd.start_soon(send_and_read, url, data)
         async with trio.open_nursery() as crowd:
             for _ in range(200):
                 crowd.start_soon(sleep_with, await trio.open_tcp_stream("127.0.0.1", port_of(url)))
@@ -908,6 +912,31 @@ async def test_an_error_of_ours_is_logged(caplog: pytest.LogCaptureFixture, monk
         nursery.cancel_scope.cancel()
     assert "RuntimeError: fell" in caplog.text
     assert {record.name for record in caplog.records} == {"trio_workers.status"}
+
+
+async def test_a_body_that_does_not_come(autojump_clock: object) -> None:
+    """Who sends the half of a request is not waited for, and who goes before is no error."""
+
+    async def ask_in_part(*messages: dict[str, object]) -> list[Any]:
+        left = list(messages)
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return left.pop(0) if left else await trio.sleep_forever()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(
+            scope_of("POST", "/resize", {"host": "localhost", "authorization": BEARER}, "127.0.0.1"), receive, send
+        )
+        return sent
+
+    async with open_pool(config()) as pool:
+        app = status_app(pool, token=TOKEN)
+        part = {"type": "http.request", "body": b'{"to"', "more_body": True}
+        assert (await ask_in_part(part))[0]["status"] == 400
+        assert (await ask_in_part(part, {"type": "http.disconnect"}))[0]["status"] == 400
 
 
 # metrics

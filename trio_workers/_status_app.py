@@ -47,6 +47,9 @@ READ_EVERY: Final = 1.0
 MOST_BODY: Final = 1024
 """Bytes of a request's body: {"to": 4} has nine."""
 
+BODY_TIMEOUT: Final = 10.0
+"""Seconds in which it must have come."""
+
 SHORTEST_TOKEN: Final = 16
 
 HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::([0-9]{1,5}))?")
@@ -415,12 +418,13 @@ async def _carry_out(change: Callable[[], Awaitable[None]], done: dict[str, obje
 async def _read_number(request: Request) -> int | None:
     body = b""
     try:
-        async with aclosing(request.stream()) as parts:
-            async for part in parts:
-                body += part
-                if len(body) > MOST_BODY:
-                    return None
-    except ClientDisconnect:
+        with trio.fail_after(BODY_TIMEOUT):
+            async with aclosing(request.stream()) as parts:
+                async for part in parts:
+                    body += part
+                    if len(body) > MOST_BODY:
+                        return None
+    except (ClientDisconnect, trio.TooSlowError):
         return None
     try:
         to = json.loads(body)["to"]

@@ -26,6 +26,9 @@ CONNECTIONS: Final = 256
 SEND_TIMEOUT: Final = 30.0
 """Seconds in which a reader must take what is sent: a page that comes back later connects anew by itself."""
 
+LONGEST: Final = 3600.0
+"""Seconds that a connection lasts at most, for not all of hypercorn's end by themselves; a page connects anew."""
+
 _log: Final = logging.getLogger("trio_workers.status")
 
 
@@ -45,8 +48,8 @@ class _Connection(TCPServer):
             try:
                 with trio.fail_after(SEND_TIMEOUT):
                     await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                await self.protocol.handle(Closed())  # busy: it is just being closed
             except trio.TooSlowError:
                 await trio.aclose_forcefully(self.stream)  # something has been sent, so nothing else can be
                 await self.protocol.handle(Closed())
@@ -101,7 +104,8 @@ async def serve_app(app: Any, host: str, port: int, task_status: "trio.TaskStatu
         open_now += 1
         try:
             connection: Any = _Connection(wrapped, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
-            await connection
+            with trio.move_on_after(LONGEST):
+                await connection
         except* Exception:
             _log.exception("a connection to the status page failed")
         finally:

@@ -33,6 +33,8 @@ BOUNDS: Final = (
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds: from a tiny job's 50 µs to the default `allocate_timeout`."""
 
+_SHORT: Final = BOUNDS[0]
+
 DEATHS_KEPT: Final = 50
 """The last ends of workers that are kept, for a page and a terminal to show."""
 
@@ -119,12 +121,16 @@ class PoolWatch:
     events: int = 0
     """How many changes of workers there have been."""
     wait: Histogram = attrs.field(factory=Histogram)
-    """Seconds from a job's arrival to its worker; of jobs that got none, to their end."""
+    """Seconds from a job's arrival to its worker; of jobs that got none, to their end.
+
+    A job that found the queue full has not waited, and is not among them: it would make the waits of a pool that has
+    too much to do look short.
+    """
     run: Histogram = attrs.field(factory=Histogram)
     """Seconds from a job's worker to its end."""
     _errors: "WeakKeyDictionary[Worker, str]" = attrs.field(factory=lambda: WeakKeyDictionary[Worker, str]())
     _bells: list[Callable[[], None]] = attrs.field(factory=list[Callable[[], None]])
-    _counts_jobs: bool = False
+    _counters: int = 0
 
     def tell(self, bell: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
         """While the block runs, call `bell()` at each change of a worker, in the middle of it."""
@@ -140,24 +146,33 @@ class PoolWatch:
         return listen()
 
     def count_jobs(self, pool: AnyPool) -> None:
-        """Keep the durations of jobs from now on."""
-        if not self._counts_jobs:
-            self._counts_jobs = True
+        """Keep the durations of jobs from now on, until as many have called `count_no_more`."""
+        self._counters += 1
+        if self._counters == 1:
             pool.add_job_observer(self._see_job)
 
+    def count_no_more(self, pool: AnyPool) -> None:
+        """Say that whoever called `count_jobs` needs them no longer; what was kept stays."""
+        self._counters -= 1
+        if not self._counters:
+            pool.remove_job_observer(self._see_job)
+
     def _see_job(self, record: JobRecord) -> None:
+        # On the way of each job: what is usual, a worker at once and a job shorter than the first bound, goes first.
         started, ended = record.started, record.ended
         wait = self.wait
         if started is None:
+            if record.outcome == "queue_full":
+                return
             seconds = ended - record.queued
         else:
             seconds = ended - started
             run = self.run
             run.sum += seconds
-            run.counts[bisect_left(BOUNDS, seconds)] += 1
+            run.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += 1
             seconds = started - record.queued
         wait.sum += seconds
-        wait.counts[bisect_left(BOUNDS, seconds)] += 1
+        wait.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += 1
 
     def _see_worker(self, event: WorkerEvent, worker: Worker | None, context: object) -> None:
         self.events += 1
