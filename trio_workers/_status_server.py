@@ -29,6 +29,10 @@ SEND_TIMEOUT: Final = 30.0
 LONGEST: Final = 3600.0
 """Seconds that a connection lasts at most, for not all of hypercorn's end by themselves; a page connects anew."""
 
+PARTING: Final = 5.0
+"""Seconds for what is under way when the other side sends no more: what hypercorn makes of an HTTP/2 upgrade would
+never end."""
+
 _log: Final = logging.getLogger("trio_workers.status")
 
 
@@ -40,6 +44,12 @@ class _QuietLogger(Logger):
 
 
 class _Connection(TCPServer):
+    scope: trio.CancelScope
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + PARTING)
+
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):
             await super().protocol_send(event)
@@ -103,8 +113,8 @@ async def serve_app(app: Any, host: str, port: int, task_status: "trio.TaskStatu
             return  # trio closes it
         open_now += 1
         try:
-            connection: Any = _Connection(wrapped, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
-            with trio.move_on_after(LONGEST):
+            connection = _Connection(wrapped, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+            with trio.move_on_after(LONGEST) as connection.scope:
                 await connection
         except* Exception:
             _log.exception("a connection to the status page failed")
