@@ -193,7 +193,7 @@ async def test_turning_from_the_page(tmp_path: Path) -> None:
             await browser.until(f"{said}.startsWith('not done: this takes the token')")
             assert [worker.pid for worker in pool.workers] == [pid]
             # The browser itself notes each answer that is an error.
-            assert len(browser.complaints) == 1
+            await until(lambda: browser.complaints)
             assert "401" in browser.complaints.pop()
 
             await browser.evaluate(f"document.getElementById('token').value = '{TOKEN}'")
@@ -284,14 +284,14 @@ async def test_another_site_sees_nothing(tmp_path: Path) -> None:
         with pytest.raises(ChromiumError, match="Failed to fetch"):
             await browser.evaluate(f"fetch('{url}/reset', {{method: 'POST', mode: 'no-cors'}})")
         assert [worker.pid for worker in pool.workers] == pids
-        assert any("403" in complaint for complaint in browser.complaints)
+        await until(lambda: any("NotSameOrigin" in complaint for complaint in browser.complaints))
         framed = (
             "new Promise(done => {"
             f"const frame = document.createElement('iframe'); frame.src = '{url}';"
             "frame.onload = () => done(frame.contentDocument === null); document.body.append(frame) })"
         )
         assert await browser.evaluate(framed) is True
-        assert any("frame-ancestors" in complaint for complaint in browser.complaints)
+        await until(lambda: any("frame-ancestors" in complaint for complaint in browser.complaints))
         nursery.cancel_scope.cancel()
 
 
@@ -302,7 +302,7 @@ async def test_a_name_that_was_made_to_lead_here(tmp_path: Path) -> None:
             await browser.go(url.replace("127.0.0.1", "evil.example"))
             said = await browser.evaluate("document.body.textContent")
             assert json.loads(said)["error"].startswith("this is not evil.example: ")
-            assert any("421" in complaint for complaint in browser.complaints)
+            await until(lambda: any("421" in complaint for complaint in browser.complaints))
         (url,) = await nursery.start(partial(serve_status, pool, hosts=["pool.example"]))
         async with open_browser(require("chromium"), tmp_path / "2") as browser:
             await browser.go(url.replace("127.0.0.1", "pool.example"))
