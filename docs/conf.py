@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({_modules})(\..+)?"),
     (r"py:.*", rf"({_builtins})"),
     # Unions and names for checkers alone, which autodoc shows by their name and nobody needs to look up.
-    (r"py:.*", r"AbstractAsyncContextManager|Answer|Buffer|trio_workers\._conversation\.(Conversation|Talk)"),
+    (r"py:.*", r"AbstractAsyncContextManager|Answer|Buffer|Starlette|trio_workers\._conversation\.(Conversation|Talk)"),
     # Type variables: one capital letter.
     (r"py:.*", r"trio_workers\.(\w+\.)*_?[A-Z]"),
 ]

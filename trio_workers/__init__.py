@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._signals import serve_signals
     from ._sockets import SocketFactory
     from ._worker import CurrentJob, Worker
+    from .status import serve_status, status_app
 
 __all__ = [
     "STOP_REQUEST",
@@ -82,6 +83,8 @@ __all__ = [
     "open_worker",
     "serve_control",
     "serve_signals",
+    "serve_status",
+    "status_app",
 ]
 
 _MODULES = {
@@ -114,6 +117,7 @@ _MODULES = {
     "_signals": ("serve_signals",),
     "_sockets": ("SocketFactory",),
     "_worker": ("CurrentJob", "Worker"),
+    "status": ("serve_status", "status_app"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
