@@ -61,6 +61,11 @@ LAYOUT: Final = (
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
     "cli._errors",
+    "cli._keys",
+    "cli._top_view",
+    "cli._reach",
+    "cli._turn",
+    "cli._top",
     "cli._app",
     "cli",
     "__main__",
@@ -83,6 +88,10 @@ OPTIONAL: Final = {
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
     "cli._app": {"cyclopts"},
+    "cli._reach": {"cattrs", "cyclopts"},
+    "cli._top": {"cyclopts", "rich"},
+    "cli._top_view": {"rich"},
+    "cli._turn": {"cyclopts", "rich"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 
