@@ -14,7 +14,7 @@ from trio_workers._watch import PoolFact, WorkerFact
 from trio_workers.cli._top import paint
 from trio_workers.cli._top_view import RateMeter, Rates, counts, cut, draw, duration, pack, printable, render, size
 
-COLUMNS: Final = "slot pid state jobs job age memory cpu_% uptime restarts last_death".split()
+COLUMNS: Final = ["slot", "pid", "state", "jobs", "job", "age", "memory", "cpu_%", "uptime", "restarts", "last_death"]
 HOSTILE: Final = (
     "\x1b[2J\x1b]0;mine\x07", "[red]alarm[/red]", "[/]", "a\nb\tc\rd", "\x9b31m", "日本語" * 50, "x" * 10_000, "\ud800",
     "\u202eback", "\x7f\0", ":smile: 👩‍👩‍👧‍👦 ❤️", "e\u0301" * 300, "\u2028", "\U000e0001",
@@ -66,9 +66,9 @@ def test_a_wide_terminal_shows_all() -> None:
     assert lines[2] == "exits: ttl 40, crashed 3"
     assert lines[3] == "jobs: replied 12,345"
     assert titles(lines) == COLUMNS
-    assert lines[6].split() == "1 5001 busy 10 render page 1.5s 32 MiB 87 1m40s 0".split()
+    assert lines[6].split() == ["1", "5001", "busy", "10", "render", "page", "1.5s", "32", "MiB", "87", "1m40s", "0"]
     assert lines[7].endswith("3  crashed 5.0s ago: worker 2 exited with status 3")
-    assert lines[8].split() == "3 starting 30 1m40s 0".split()
+    assert lines[8].split() == ["3", "starting", "30", "1m40s", "0"]
     assert lines[-1] == "q quit · r reset · + - resize · ? help"
     assert not any("not shown" in line for line in lines)
 
@@ -79,7 +79,7 @@ def test_a_narrow_terminal_says_what_it_leaves_out() -> None:
     workers += [worker_fact(slot) for slot in range(4, 20)]
     lines = drawn(status, workers, 60, 10)
     assert len(lines) == 10
-    assert titles(lines) == "slot pid state jobs job age memory cpu_% restarts".split()
+    assert titles(lines) == ["slot", "pid", "state", "jobs", "job", "age", "memory", "cpu_%", "restarts"]
     assert lines[-2] == "not shown: 16 workers; columns uptime, last death"
     lines = drawn(status, workers, 60, 10, first=3)
     assert lines[-2] == "not shown: 16 workers (3 above, 13 below); columns uptime, …"

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -177,7 +178,7 @@ class _Top:
 
     # who looks
 
-    async def _hear(self, arriving: "trio.abc.ReceiveChannel[int]") -> None:
+    async def _hear(self, arriving: AsyncIterator[int]) -> None:
         async for number in arriving:
             if number == signal.SIGINT:
                 self._finish(INTERRUPTED)

@@ -136,16 +136,20 @@ def _show_job(fact: WorkerFact, status: PoolFact, rates: Rates) -> str:
 
 
 _COLUMNS: Final = (
-    _Column("slot", lambda fact, *_: str(fact["slot"]), 0, right=True),
-    _Column("pid", lambda fact, *_: "" if fact["pid"] is None else str(fact["pid"]), 3, right=True),
-    _Column("state", lambda fact, *_: printable(fact["status"], 20), 1),
-    _Column("jobs", lambda fact, *_: f"{fact['jobs']:,}", 4, right=True),
+    _Column("slot", lambda fact, status, rates: str(fact["slot"]), 0, right=True),
+    _Column("pid", lambda fact, status, rates: "" if fact["pid"] is None else str(fact["pid"]), 3, right=True),
+    _Column("state", lambda fact, status, rates: printable(fact["status"], 20), 1),
+    _Column("jobs", lambda fact, status, rates: f"{fact['jobs']:,}", 4, right=True),
     _Column("job", _show_job, 2, least=8),
-    _Column("age", lambda fact, *_: "" if fact["job"] is None else duration(fact["job"]["age"]), 5, right=True),
-    _Column("memory", lambda fact, *_: "" if fact["memory"] is None else size(fact["memory"]), 6, right=True),
+    _Column(
+        "age", lambda fact, status, rates: "" if fact["job"] is None else duration(fact["job"]["age"]), 5, right=True
+    ),
+    _Column(
+        "memory", lambda fact, status, rates: "" if fact["memory"] is None else size(fact["memory"]), 6, right=True
+    ),
     _Column("cpu %", _show_cpu, 7, right=True),
-    _Column("uptime", lambda fact, *_: duration(fact["uptime"]), 10, right=True),
-    _Column("restarts", lambda fact, *_: f"{fact['restarts']:,}", 8, right=True),
+    _Column("uptime", lambda fact, status, rates: duration(fact["uptime"]), 10, right=True),
+    _Column("restarts", lambda fact, status, rates: f"{fact['restarts']:,}", 8, right=True),
     _Column("last death", _show_death, 9, least=12),
 )
 

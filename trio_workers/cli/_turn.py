@@ -9,8 +9,8 @@ import trio
 from cyclopts import Parameter
 from rich.console import Console
 
-from .._watch import PoolFact, WorkerFact
 from .._control_protocol import MOST_WORKERS
+from .._watch import PoolFact, WorkerFact
 from ._errors import Misuse
 from ._reach import Link, PoolOption, SocketOption, find, print_facts, run
 from ._top_view import Rates, draw, duration, printable
