@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -74,7 +73,7 @@ async def open_terminal(
         tmux = [program, "-S", f"{directory}/socket", "-f", "/dev/null"]
         command = ["new-session", "-d", "-x", str(columns), "-y", str(rows), "exec /bin/sh -i"]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("TMUX")}
-        clean |= {"PS1": "$ ", "LC_ALL": "C.UTF-8", "ENV": "", **(environment or {})}
+        clean |= {"LC_ALL": "C.UTF-8", "ENV": "", **(environment or {})}
         started = await trio.run_process([*tmux, *command], env=clean, capture_stderr=True, check=False)
         assert started.returncode == 0, started.stderr.decode()
         try:
@@ -82,7 +81,8 @@ async def open_terminal(
             await terminal.tell("set-option", "-g", "status", "off")
             await terminal.tell("set-option", "-g", "window-size", "manual")
             await terminal.resize(columns, rows)
-            await terminal.shows("$")
+            await terminal.until(lambda lines: any(line.rstrip().endswith(("$", "#")) for line in lines))
             yield terminal
         finally:
-            subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)
+            with trio.CancelScope(shield=True), trio.move_on_after(10):
+                await trio.run_process([*tmux, "kill-server"], capture_stderr=True, check=False)

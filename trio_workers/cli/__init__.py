@@ -27,4 +27,4 @@ def _missing(error: BaseException | None) -> str | None:
     """Name the module that an import was missing. Cyclopts wraps the error where it loads a command."""
     while error is not None and not isinstance(error, ModuleNotFoundError):
         error = error.__cause__
-    return None if error is None else error.name
+    return None if error is None or error.name is None else error.name.partition(".")[0]

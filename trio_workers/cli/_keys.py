@@ -27,7 +27,7 @@ class KeyReader:
     """Makes keys of the bytes that a terminal sends: letters as themselves, others by name, unknown ones left out."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: bytes = b""
 
     def receive(self, data: bytes) -> list[str]:
         """Take bytes, and return the keys that are complete."""

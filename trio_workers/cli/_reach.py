@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Final, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Final, TypeVar, TypeVarTuple, cast
 
 import attrs
 import cattrs
@@ -41,12 +41,17 @@ def run(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     try:
         return trio.run(function, *args)
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if isinstance(error, CommandError | KeyboardInterrupt):
-            raise error from None
+        errors = _leaves(group)
+        if all(isinstance(error, CommandError | KeyboardInterrupt) for error in errors):
+            raise errors[0] from None
         raise
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    within = cast("BaseExceptionGroup[BaseException]", error)
+    return [leaf for one in within.exceptions for leaf in _leaves(one)]
 
 
 def print_facts(text: str) -> None:
@@ -104,7 +109,7 @@ class Link:
         with trio.move_on_after(ANSWER_WITHIN):
             return await self.look()
         raise CommandError(
-            f"the pool at {shown(self.path)} did not answer within {ANSWER_WITHIN:g} s; its process hangs, or is stopped"
+            f"the pool at {shown(self.path)} did not answer within {ANSWER_WITHIN:g} s; its process may be stopped"
         )
 
     async def turn(self, request: str) -> dict[str, Any]:
@@ -146,8 +151,8 @@ async def find(socket: Path | None, pool: str | None) -> Path:
     paths = find_sockets()
     if not paths:
         raise Misuse(
-            "no pool with a control socket runs here for this user; a pool has one by serve_control(pool), and one that "
-            "is elsewhere is reached by --socket PATH"
+            "no pool of this user has a control socket in the usual place; a pool gets one by serve_control(pool), and "
+            "one that lies elsewhere is reached by --socket PATH"
         )
     if pool is None and len(paths) == 1:
         return paths[0]
@@ -185,10 +190,12 @@ async def ended_well(path: Path, status: PoolFact) -> bool:
     """Whether a pool whose connection ended has ended by itself: then its socket goes away with it."""
     if status["closed"]:
         return True
+    there = trio.Path(path)
     with trio.move_on_after(END_WITHIN):
-        while os.path.lexists(path):  # noqa: ASYNC110 - nobody tells when a file of another process goes
+        while await there.exists():  # noqa: ASYNC110 - nobody tells when a file of another process goes
             await trio.sleep(0.02)
-    return not os.path.lexists(path)
+        return True
+    return False
 
 
 def shown(path: Path) -> str:

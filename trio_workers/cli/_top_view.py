@@ -5,7 +5,7 @@ longer than their place: see `printable`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -109,7 +109,6 @@ def counts(numbers: dict[str, int]) -> str:
 @attrs.frozen
 class _Column:
     title: str
-    show: Callable[[WorkerFact, PoolFact, Rates], str]
     rank: int
     """What has the highest is the first to go where the terminal is narrow."""
     right: bool = False
@@ -117,41 +116,45 @@ class _Column:
     """Where the column can be made narrower than its texts: how far."""
 
 
-def _show_cpu(fact: WorkerFact, status: PoolFact, rates: Rates) -> str:
-    percent = None if fact["pid"] is None else rates.cpu.get(fact["pid"])
-    return "" if percent is None else f"{percent:.0f}"
-
-
-def _show_death(fact: WorkerFact, status: PoolFact, rates: Rates) -> str:
-    death = fact["last_death"]
-    if death is None:
-        return ""
-    said = f": {printable(death['error'])}" if death["error"] else ""
-    return f"{printable(death['reason'], 40)} {duration(status['at'] - death['at'])} ago{said}"
-
-
-def _show_job(fact: WorkerFact, status: PoolFact, rates: Rates) -> str:
-    job = fact["job"]
-    return "" if job is None else "(no label)" if job["label"] is None else printable(job["label"])
-
-
 _COLUMNS: Final = (
-    _Column("slot", lambda fact, status, rates: str(fact["slot"]), 0, right=True),
-    _Column("pid", lambda fact, status, rates: "" if fact["pid"] is None else str(fact["pid"]), 3, right=True),
-    _Column("state", lambda fact, status, rates: printable(fact["status"], 20), 1),
-    _Column("jobs", lambda fact, status, rates: f"{fact['jobs']:,}", 4, right=True),
-    _Column("job", _show_job, 2, least=8),
-    _Column(
-        "age", lambda fact, status, rates: "" if fact["job"] is None else duration(fact["job"]["age"]), 5, right=True
-    ),
-    _Column(
-        "memory", lambda fact, status, rates: "" if fact["memory"] is None else size(fact["memory"]), 6, right=True
-    ),
-    _Column("cpu %", _show_cpu, 7, right=True),
-    _Column("uptime", lambda fact, status, rates: duration(fact["uptime"]), 10, right=True),
-    _Column("restarts", lambda fact, status, rates: f"{fact['restarts']:,}", 8, right=True),
-    _Column("last death", _show_death, 9, least=12),
+    _Column("slot", 0, right=True),
+    _Column("pid", 3, right=True),
+    _Column("state", 1),
+    _Column("jobs", 4, right=True),
+    _Column("job", 2, least=8),
+    _Column("age", 5, right=True),
+    _Column("memory", 6, right=True),
+    _Column("cpu %", 7, right=True),
+    _Column("uptime", 10, right=True),
+    _Column("restarts", 8, right=True),
+    _Column("last death", 9, least=12),
 )
+
+
+def _cells(fact: WorkerFact, status: PoolFact, rates: Rates) -> list[str]:
+    """What stands in a worker's row, a text for each column."""
+    pid, job, memory, death = fact["pid"], fact["job"], fact["memory"], fact["last_death"]
+    percent = None if pid is None else rates.cpu.get(pid)
+    label = "" if job is None else "(no label)" if job["label"] is None else printable(job["label"])
+    end = ""
+    if death is not None:
+        end = f"{printable(death['reason'], 40)} {duration(status['at'] - death['at'])} ago"
+        if death["error"]:
+            end += f": {printable(death['error'])}"
+    return [
+        str(fact["slot"]),
+        "" if pid is None else str(pid),
+        printable(fact["status"], 20),
+        f"{fact['jobs']:,}",
+        label,
+        "" if job is None else duration(job["age"]),
+        "" if memory is None else size(memory),
+        "" if percent is None else f"{percent:.0f}",
+        duration(fact["uptime"]),
+        f"{fact['restarts']:,}",
+        end,
+    ]
+
 
 KEYS: Final = ("q quit", "r reset", "+ - resize", "? help")
 HELP: Final = (
@@ -212,8 +215,9 @@ def draw(
     """Do what `render` does, and say what there was room for."""
     foot = _foot(width, keys, help, note)
     head = _head(status, rates, width)
-    columns, widths, gap = _fit(status, workers, rates, width)
-    missing = [column.title for column in _COLUMNS if column not in columns]
+    rows = [_cells(fact, status, rates) for fact in workers]
+    widths, gap = _fit(rows, width)
+    missing = [column.title for column, wide in zip(_COLUMNS, widths, strict=True) if wide is None]
     room = len(workers)
     if height is not None:
         head = head[: 4 if height >= 14 else 3 if height >= 9 else 2 if height >= 6 else 1]
@@ -222,14 +226,12 @@ def draw(
         if missing or room < len(workers):
             room = max(0, room - 1)  # for the line that says so
     first = max(0, min(first, len(workers) - room))
-    shown = workers[first : first + room]
-    lines = [*head, _line([column.title for column in columns], columns, widths, gap, width, style="bold reverse")]
-    for fact in shown:
-        cells = [column.show(fact, status, rates) for column in columns]
-        lines.append(_line(cells, columns, widths, gap, width, state=fact["status"]))
+    lines = [*head, _line([column.title for column in _COLUMNS], widths, gap, width, style="bold reverse")]
+    for row, fact in list(zip(rows, workers, strict=True))[first : first + room]:
+        lines.append(_line(row, widths, gap, width, state=fact["status"]))
     if not workers:
         lines.append(_dim("there is no worker", width))
-    if hidden := _hidden(first, len(workers) - first - len(shown), missing):
+    if hidden := _hidden(first, max(0, len(workers) - first - room), missing):
         lines.append(_dim(hidden, width))
     if height is not None:
         lines += [Text()] * (height - len(lines) - len(foot))
@@ -300,57 +302,46 @@ def pack(parts: Iterable[str], width: int) -> list[str]:
     return lines
 
 
-def _fit(
-    status: PoolFact, workers: Sequence[WorkerFact], rates: Rates, width: int
-) -> tuple[list[_Column], list[int], int]:
-    """Choose the columns that fit, how wide each is, and how much room is between two."""
-    columns = list(_COLUMNS)
-    full = {
-        column.title: max(cell_len(column.title), *(cell_len(column.show(fact, status, rates)) for fact in workers), 0)
-        for column in columns
-    }
+def _fit(rows: Sequence[Sequence[str]], width: int) -> tuple[list[int | None], int]:
+    """Say how wide each column is, None for one that has no room, and how much is between two."""
+    full = [max(map(cell_len, (column.title, *texts))) for column, *texts in zip(_COLUMNS, *rows, strict=True)]
+    least = [
+        wide if column.least is None else min(wide, max(column.least, cell_len(column.title)))
+        for column, wide in zip(_COLUMNS, full, strict=True)
+    ]
+    there = sorted(range(len(_COLUMNS)), key=lambda index: _COLUMNS[index].rank)
 
-    def least(column: _Column) -> int:
-        wide = full[column.title]
-        return wide if column.least is None else min(wide, max(column.least, cell_len(column.title)))
+    def spare(gap: int) -> int:
+        return width - sum(least[index] for index in there) - gap * (len(there) - 1)
 
-    def taken(gap: int) -> int:
-        return sum(map(least, columns)) + gap * (len(columns) - 1)
-
-    while len(columns) > 1 and taken(1) > width:
-        columns.remove(max(columns, key=lambda column: column.rank))
-    gap = 2 if taken(2) <= width else 1
-    widths = [least(column) for column in columns]
-    spare = width - taken(gap)
-    # First the label of the job: what is left is for the last words of the dead.
-    for index, column in enumerate(columns):
-        more = max(0, min(spare, full[column.title] - widths[index]))
-        if column.title == "job" and any(other.title == "last death" for other in columns):
-            more = min(more, max(spare // 2, spare - full["last death"] + least(columns[-1])))
-        widths[index] += more
-        spare -= more
-    return columns, widths, gap
+    while len(there) > 1 and spare(1) < 0:
+        there.pop()
+    gap = 2 if spare(2) >= 0 else 1
+    more = max(0, spare(gap))
+    widths: list[int | None] = [least[index] if index in there else None for index in range(len(_COLUMNS))]
+    # What is left is for the job's label and for how the last one died; where both want it, each has its half.
+    wanted = {index: full[index] - least[index] for index in there if full[index] > least[index]}
+    for index, want in sorted(wanted.items(), key=lambda item: item[1]):
+        give = min(want, more // len(wanted))
+        widths[index] = least[index] + give
+        more -= give
+        del wanted[index]
+    return widths, gap
 
 
 def _line(
-    cells: Sequence[str],
-    columns: Sequence[_Column],
-    widths: Sequence[int],
-    gap: int,
-    width: int,
-    *,
-    style: str = "",
-    state: str = "",
+    cells: Sequence[str], widths: Sequence[int | None], gap: int, width: int, *, style: str = "", state: str = ""
 ) -> Text:
     line = Text(style=style, no_wrap=True)
-    for index, (cell, column, wide) in enumerate(zip(cells, columns, widths, strict=True)):
+    for cell, column, wide in zip(cells, _COLUMNS, widths, strict=True):
+        if wide is None:
+            continue
         text = cut(cell, wide)
         blank = " " * (wide - cell_len(text))
-        if index:
+        if line:
             line.append(" " * gap)
-        line.append(
-            blank + text if column.right else text + blank, STYLES.get(state) if column.title == "state" else None
-        )
+        shown = blank + text if column.right else text + blank
+        line.append(shown, STYLES.get(state) if column.title == "state" else None)
     line.truncate(width, overflow="crop")
     if style:
         line.pad_right(max(0, width - line.cell_len))

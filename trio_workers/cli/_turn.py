@@ -64,7 +64,7 @@ def reset(*, socket: SocketOption = None, pool: PoolOption = None, json: JsonOpt
 
 
 def resize(
-    workers: Annotated[int, Parameter(help="How many workers there shall be, at least 1.")],
+    workers: Annotated[str, Parameter(help=f"How many workers there shall be, 1 to {MOST_WORKERS}.")],
     /,
     *,
     socket: SocketOption = None,
@@ -72,13 +72,16 @@ def resize(
     json: JsonOption = False,
 ) -> None:
     """Have so many workers in a running pool, and wait until they are ready, or those too many are gone."""
-    if not 1 <= workers <= MOST_WORKERS:
-        raise Misuse(f"the number of workers is 1 to {MOST_WORKERS}, not {workers}")
-    name, seconds, answer = run(_turn, socket, pool, f"resize {workers}")
+    # Not left to cyclopts: to it, 1.5 is a whole number.
+    plain = workers.isascii() and workers.isdecimal() and len(workers) < 10
+    number = int(workers) if plain else 0
+    if not 1 <= number <= MOST_WORKERS:
+        raise Misuse(f"the number of workers is a whole one from 1 to {MOST_WORKERS}, not {printable(workers, 40)!r}")
+    name, seconds, answer = run(_turn, socket, pool, f"resize {number}")
     if json:
         print_facts(json_lines.dumps(answer))
     else:
-        print_facts(f"{name}: {workers} {'worker' if workers == 1 else 'workers'}, after {duration(seconds)}")
+        print_facts(f"{name}: {number} {'worker' if number == 1 else 'workers'}, after {duration(seconds)}")
 
 
 async def _turn(socket: Path | None, pool: str | None, request: str) -> tuple[str, float, dict[str, object]]:
