@@ -77,6 +77,11 @@ LAYOUT: Final = (
     "status",
     "cli._errors",
     "cli._check",
+    "cli._keys",
+    "cli._top_view",
+    "cli._reach",
+    "cli._turn",
+    "cli._top",
     "cli._app",
     "cli",
     "__main__",
@@ -106,6 +111,10 @@ OPTIONAL: Final = {
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
     "cli._check": {"cyclopts", "rich"},
+    "cli._reach": {"cattrs", "cyclopts"},
+    "cli._top": {"cyclopts", "rich"},
+    "cli._top_view": {"rich"},
+    "cli._turn": {"cyclopts", "rich"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

@@ -13,6 +13,10 @@ from ._errors import DONE, INTERRUPTED, MISUSED, UNREAD, CommandError
 
 COMMANDS: Final[dict[str, str]] = {
     "check": "trio_workers.cli._check:check",
+    "top": "trio_workers.cli._top:top",
+    "status": "trio_workers.cli._turn:status",
+    "reset": "trio_workers.cli._turn:reset",
+    "resize": "trio_workers.cli._turn:resize",
 }
 """Where each command's function is. A module is loaded when its command is given."""
 
@@ -27,9 +31,13 @@ for name, place in COMMANDS.items():
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in app.help_flags:
+        for name in COMMANDS:
+            _ = app[name]  # loads it, for what its function says of itself
     try:
         code = app(
-            sys.argv[1:] if arguments is None else list(arguments),
+            arguments,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",
