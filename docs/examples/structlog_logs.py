@@ -16,7 +16,7 @@ log = structlog.stdlib.get_logger("invoices")
 def tidy(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     """Leave out what stands in fields of its own already, and a reason that is none."""
     worker = f"{event.get('pool')}[{event.get('slot')}] {event.get('pid')}: "
-    event["event"] = event["event"].removeprefix(worker)
+    event["event"] = str(event["event"]).removeprefix(worker)
     return {name: value for name, value in event.items() if (name, value) != ("reason", "")}
 
 
