@@ -125,8 +125,8 @@ async def calls(pace: Pace) -> list[Table]:
         table = Table(
             f"What watching costs, of a whole call: {call}",
             f"One caller on one worker, bodies of {len(BODY)} bytes, each row a pool of its own, a call of each in "
-            "turn. With an SDK a span is made for each call and thrown away by another thread; of run_sync the context goes "
-            "to the worker too. A whole call varies by more than metrics cost, so what those cost is told above.",
+            "turn. With an SDK a span is made for each call and thrown away by another thread; of run_sync the context "
+            "goes to the worker too. A whole call varies by more than metrics cost: what those cost is told above.",
             list(COLUMNS),
         )
         tables.append(table)
