@@ -60,7 +60,14 @@ LAYOUT: Final = (
     "child._start",
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
+    "reload",
     "cli._errors",
+    "cli._settings",
+    "cli._jobs",
+    "cli._watching",
+    "cli._run",
+    "cli._bench",
+    "cli._demo",
     "cli._app",
     "cli",
     "__main__",
@@ -82,6 +89,11 @@ OPTIONAL: Final = {
     "_functions": {"cloudpickle"},
     "child._functions": {"cloudpickle"},
     "_platform": {"psutil"},
+    "reload": {"watchfiles"},
+    "cli._settings": {"cattrs", "cyclopts"},
+    "cli._run": {"cyclopts", "rich"},
+    "cli._bench": {"rich"},
+    "cli._demo": {"rich"},
     "cli._app": {"cyclopts"},
 }
 """What a module imports where a user asked for it, behind an extra."""

@@ -8,7 +8,11 @@ import cyclopts
 
 from ._errors import DONE, INTERRUPTED, MISUSED, CommandError
 
-COMMANDS: Final[dict[str, str]] = {}
+COMMANDS: Final[dict[str, str]] = {
+    "run": "trio_workers.cli._run:run",
+    "bench": "trio_workers.cli._bench:bench",
+    "demo": "trio_workers.cli._demo:demo",
+}
 """Where each command's function is. A module is loaded when its command is given."""
 
 app = cyclopts.App(
