@@ -580,6 +580,6 @@ def test_a_hundred_thousand_lines(worker: list[str], tmp_path: Path) -> None:
         assert count == f"trio-workers: 1 of {lines:,} jobs failed"
         return int(peak.split()[1])
 
-    few = send(10_000, 5_000)
+    few = send(5_000, 2_500)
     many = send(100_000, 50_000)
     assert many < few + 4096, (few, many)

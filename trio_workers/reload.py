@@ -61,19 +61,22 @@ async def reset_on_change(
         else:
             raise FileNotFoundError(f"{path} can't be watched: there is no such file or directory")
     give, changes = trio.open_memory_channel[str](1)
-    async with trio.open_nursery() as nursery:
+    with contextlib.ExitStack() as stack:
+        watches: list[tuple[RustNotify, Callable[[str], bool]]] = []
         if directories:
-            await nursery.start(_watch, sorted(directories), True, _outside(directories), give)
+            watches.append((stack.enter_context(_open(directories, recursive=True)), _not_left_by_tools(directories)))
         if files:
             # Each in its directory: a watch of the file itself would be gone with it, once another takes its place.
-            await nursery.start(
-                _watch, sorted({os.path.dirname(file) for file in files}), False, files.__contains__, give
-            )
-        task_status.started()
-        async for changed in changes:
-            await _reset(pool, changed)
-            if pool.statistics().closed:
-                nursery.cancel_scope.cancel()
+            parents = {os.path.dirname(file) for file in files}
+            watches.append((stack.enter_context(_open(parents, recursive=False)), files.__contains__))
+        async with trio.open_nursery() as nursery:
+            for watcher, counts in watches:
+                nursery.start_soon(_watch, watcher, counts, give)
+            task_status.started()
+            async for changed in changes:
+                await _reset(pool, changed)
+                if pool.statistics().closed:
+                    nursery.cancel_scope.cancel()
 
 
 async def _reset(pool: AnyPool, changed: str) -> None:
@@ -88,8 +91,23 @@ async def _reset(pool: AnyPool, changed: str) -> None:
         _log.info("all workers are new")
 
 
-def _outside(directories: set[str]) -> Callable[[str], bool]:
-    """Return what tells a file that counts from what tools leave; of its path only the part below our directories."""
+def _open(directories: set[str], *, recursive: bool) -> "RustNotify":
+    """Begin to watch; what changes from now on is told by `_next`."""
+    try:
+        # Not `watchfiles.awatch`: that doesn't tell when it has begun to watch.
+        from watchfiles._rust_notify import RustNotify
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "watchfiles":
+            raise
+        raise ModuleNotFoundError(
+            "reset_on_change() needs watchfiles, which comes with: pip install 'trio_workers[cli]'", name=error.name
+        ) from None
+    polling = os.environ.get("WATCHFILES_FORCE_POLLING", "").lower() not in ("", "0", "false", "disable", "disabled")
+    return RustNotify(sorted(directories), False, polling, POLL, recursive, True)
+
+
+def _not_left_by_tools(directories: set[str]) -> Callable[[str], bool]:
+    """Return what says whether a path counts. Only its part below our directories is looked at."""
     from watchfiles import Change, DefaultFilter
 
     wanted = DefaultFilter()
@@ -101,37 +119,15 @@ def _outside(directories: set[str]) -> Callable[[str], bool]:
     return counts
 
 
-async def _watch(
-    directories: list[str],
-    recursive: bool,
-    counts: Callable[[str], bool],
-    give: trio.MemorySendChannel[str],
-    task_status: trio.TaskStatus[None],
-) -> None:
+async def _watch(watcher: "RustNotify", counts: Callable[[str], bool], give: trio.MemorySendChannel[str]) -> None:
     """Tell of changes; while the last one was not taken, more of them change nothing."""
-    with _open(directories, recursive) as watcher:
-        task_status.started()
-        limiter = trio.CapacityLimiter(1)
-        while True:
-            changed = sorted(path for _, path in await _next(watcher, limiter) if counts(path))
-            if changed:
-                # Where that blocks, a reset is to come already, and begins after this change.
-                with contextlib.suppress(trio.WouldBlock):
-                    give.send_nowait(changed[0])
-
-
-def _open(directories: list[str], recursive: bool) -> "RustNotify":
-    try:
-        # Not `watchfiles.awatch`: that doesn't tell when it has begun to watch.
-        from watchfiles._rust_notify import RustNotify
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "watchfiles":
-            raise
-        raise ModuleNotFoundError(
-            "reset_on_change() needs watchfiles, which comes with: pip install 'trio_workers[cli]'", name=error.name
-        ) from None
-    polling = os.environ.get("WATCHFILES_FORCE_POLLING", "").lower() not in ("", "0", "false", "disable", "disabled")
-    return RustNotify(directories, False, polling, POLL, recursive, True)
+    limiter = trio.CapacityLimiter(1)
+    while True:
+        changed = sorted(path for _, path in await _next(watcher, limiter) if counts(path))
+        if changed:
+            # Where that blocks, a reset is to come already, and begins after this change.
+            with contextlib.suppress(trio.WouldBlock):
+                give.send_nowait(changed[0])
 
 
 async def _next(watcher: "RustNotify", limiter: trio.CapacityLimiter) -> set[tuple[int, str]]:

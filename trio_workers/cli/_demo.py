@@ -84,6 +84,8 @@ def demo(
         raise Misuse(f"--seconds must be more than 0 and finite, not {seconds:g}")
     if num_workers < 1:
         raise Misuse(f"--num-workers must be at least 1, not {num_workers}")
+    if svg is not None and svg.is_dir():
+        raise Misuse(f"--svg {svg}: is a directory")
     if svg is not None and not svg.absolute().parent.is_dir():
         raise Misuse(f"--svg {svg}: there is no directory {svg.absolute().parent}")
     console = Console(highlight=False)

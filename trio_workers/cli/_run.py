@@ -47,7 +47,9 @@ OnError = Literal["skip", "empty", "stop"]
 
 def run(
     *command: str,
-    input: Annotated[list[str] | None, SEVERAL] = None,
+    input: Annotated[
+        list[str] | None, Parameter(negative=(), consume_multiple=False, allow_leading_hyphen=True)
+    ] = None,
     null: Annotated[bool, SWITCH] = False,
     jsonl: Annotated[bool, SWITCH] = False,
     unordered: Annotated[bool, SWITCH] = False,

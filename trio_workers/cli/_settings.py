@@ -286,7 +286,7 @@ def build_config(given: Mapping[str, Given], no_command: str) -> Config:
 def _factory(given: Given) -> Factory:
     text: str = given.value
     if text in ("pipe", "socketpair"):
-        return PipeFactory(text)
+        return PipeFactory("socketpair" if text == "socketpair" else "pipe")
     if not text.startswith(("tcp://", "unix://")):
         raise ValueError(f"{given.place}: must be pipe, socketpair, tcp://HOST:PORT or unix:///PATH, not {text!r}")
     try:
