@@ -60,6 +60,12 @@ def worker(tmp_path: Path) -> list[str]:
     return ["--", sys.executable, "-S", str(path)]
 
 
+@pytest.fixture(autouse=True)
+def a_place_for_sockets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control sockets lie where nobody else's do; the path is short, for those of sockets must be."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trio_workers", "run", *arguments]
 
@@ -477,6 +483,36 @@ def test_watch(worker: list[str], tmp_path: Path) -> None:
         assert ask() == b"new <a>\n"
         process.communicate()
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("flag", [["--no-control"], []], ids=["not seen", "seen"])
+def test_others_see_it(worker: list[str], tmp_path: Path, flag: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other commands find the pool, and turn it, where that isn't forbidden."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(tmp_path))
+    status = [sys.executable, "-m", "trio_workers", "status", "--json"]
+    with start("--num-workers", "1", "--name", "shell", *flag, *worker) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"<a>\n"
+        seen = subprocess.run(status, capture_output=True, env=ENVIRONMENT, check=False)
+        process.communicate()
+    assert process.returncode == 0
+    if flag:
+        assert seen.returncode == 2
+    else:
+        assert b'"shell"' in seen.stdout
+    assert not list(tmp_path.rglob("*.sock"))
+
+
+def test_no_place_for_a_control_socket(worker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it can't be made, the jobs are done all the same."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "trio_workers").touch()
+    done = run(*worker, jobs=b"a\n")
+    assert (done.returncode, done.stdout) == (0, b"<a>\n")
+    assert done.stderr.startswith(b"trio-workers: trio-workers top can't see this pool: ")
 
 
 # in a terminal

@@ -31,6 +31,7 @@ LAYOUT: Final = (
     "_errors",
     "_platform",
     "_identity",
+    "_socket_file",
     "_relay",
     "_call_line",
     "_process",
@@ -61,7 +62,17 @@ LAYOUT: Final = (
     "testing",
     "_watch",  # from here on, outside the core: nothing above imports any of it
     "reload",
+    "_control_protocol",
+    "_control_place",
+    "_control_server",
+    "control",
+    "_signals",
     "cli._errors",
+    "cli._keys",
+    "cli._top_view",
+    "cli._reach",
+    "cli._turn",
+    "cli._top",
     "cli._settings",
     "cli._jobs",
     "cli._watching",
@@ -95,6 +106,10 @@ OPTIONAL: Final = {
     "cli._bench": {"rich"},
     "cli._demo": {"rich"},
     "cli._app": {"cyclopts"},
+    "cli._reach": {"cattrs", "cyclopts"},
+    "cli._top": {"cyclopts", "rich"},
+    "cli._top_view": {"rich"},
+    "cli._turn": {"cyclopts", "rich"},
 }
 """What a module imports where a user asked for it, behind an extra."""
 

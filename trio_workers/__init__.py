@@ -7,6 +7,7 @@ this package, and must not pay for trio.
 TYPE_CHECKING = False  # typing alone would double what a worker pays
 if TYPE_CHECKING:
     from ._config import Config, Limits, Restart
+    from ._control_server import serve_control
     from ._conversation import Conversation
     from ._core import PoolStatistics
     from ._errors import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ._process import Launch, WorkerProcess
     from ._python_pool import PythonPool, PythonWorker, open_python_pool
     from ._relay import Line, Relay, StreamRelay
+    from ._signals import serve_signals
     from ._sockets import SocketFactory
     from ._worker import CurrentJob, Worker
 
@@ -78,10 +80,13 @@ __all__ = [
     "open_pool",
     "open_python_pool",
     "open_worker",
+    "serve_control",
+    "serve_signals",
 ]
 
 _MODULES = {
     "_config": ("Config", "Limits", "Restart"),
+    "_control_server": ("serve_control",),
     "_conversation": ("Conversation",),
     "_core": ("PoolStatistics",),
     "_errors": (
@@ -106,6 +111,7 @@ _MODULES = {
     "_process": ("Launch", "WorkerProcess"),
     "_python_pool": ("PythonPool", "PythonWorker", "open_python_pool"),
     "_relay": ("Line", "Relay", "StreamRelay"),
+    "_signals": ("serve_signals",),
     "_sockets": ("SocketFactory",),
     "_worker": ("CurrentJob", "Worker"),
 }

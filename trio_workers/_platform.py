@@ -24,6 +24,7 @@ import enum
 import errno
 import fcntl
 import functools
+import select
 import signal
 import socket
 import stat
@@ -310,6 +311,17 @@ class Platform(ABC):
         """Return the pid of the process that made this Unix connection, None where the kernel does not say."""
 
     @abstractmethod
+    def peer_uid(self, connection: trio.socket.SocketType) -> int | None:
+        """Return the user whose process made this Unix connection, None where the kernel does not say."""
+
+    @abstractmethod
+    def hung_up(self, fd: int) -> bool:
+        """Whether the other end of a Unix connection is closed for good, whatever lies unread in ours.
+
+        One that has closed its sending side alone still listens. False too where nobody can know.
+        """
+
+    @abstractmethod
     def tcp_peer_inode(self, ours: tuple[str, int], theirs: tuple[str, int]) -> int | None:
         """Return the inode of the socket at the other end of a TCP connection within this machine, or None."""
 
@@ -375,6 +387,14 @@ class Portable(Platform):
     def peer_pid(self, connection: trio.socket.SocketType) -> int | None:
         """Return None: the kernel does not say."""
         return None
+
+    def peer_uid(self, connection: trio.socket.SocketType) -> int | None:
+        """Return None: the kernel does not say."""
+        return None
+
+    def hung_up(self, fd: int) -> bool:
+        """Return False: the next bytes that are sent will tell."""
+        return False
 
     def tcp_peer_inode(self, ours: tuple[str, int], theirs: tuple[str, int]) -> int | None:
         """Return None: the kernel does not say."""
@@ -487,6 +507,17 @@ class Linux(Platform):
         """Ask SO_PEERCRED; it says 0 for a process outside our pid namespace."""
         pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pid or None
+
+    def peer_uid(self, connection: trio.socket.SocketType) -> int | None:
+        """Ask SO_PEERCRED; one that our user namespace does not know is the overflow uid, which is nobody's."""
+        _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return int(uid)
+
+    def hung_up(self, fd: int) -> bool:
+        """Ask poll for POLLHUP, which means both directions; a closed sending side alone is POLLRDHUP."""
+        poll = select.poll()
+        poll.register(fd, 0)
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
     def tcp_peer_inode(self, ours: tuple[str, int], theirs: tuple[str, int]) -> int | None:
         """Look for the other end's own line in `/proc/net/tcp` and `tcp6`."""

@@ -4,14 +4,11 @@ Each connection has a task of its own. The kernel is asked first whose it is, be
 to no worker that is expected is refused. So strangers cost a look-up each, and nothing that a worker needs.
 """
 
-import contextlib
-import errno
 import functools
 import ipaddress
 import logging
 import os
 import socket
-import stat
 from typing import Final
 
 import attrs
@@ -24,6 +21,7 @@ from ._goridge import FrameError
 from ._identity import Verdict
 from ._process import Launch, WorkerProcess, spawn_process
 from ._relay import FdRelay, Line, LineEnded
+from ._socket_file import SocketFile, listen_at_path, why_too_long
 
 LOOKUPS_AT_A_TIME: Final = 1
 """Threads of one spawner that look up whose a TCP connection is. That takes some milliseconds (the kernel goes through
@@ -93,9 +91,8 @@ def _parse(address: object, *, beyond_loopback: bool) -> _Address:
 def _parse_path(address: str, path: str) -> str:
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise _refused(address, "the path must be absolute, as in unix:///run/pool.sock")
-    size, longest = len(os.fsencode(path)), _platform.HERE.longest_socket_path
-    if size > longest:
-        raise _refused(address, f"the path has {size} bytes, and a Unix socket's at most {longest}")
+    if (why := why_too_long(path)) is not None:
+        raise _refused(address, why)
     return path
 
 
@@ -128,9 +125,9 @@ class SocketFactory(Factory):
         """Listen. Raise `OSError` where that can't be done: the port is taken (EADDRINUSE), or the path (EEXIST)."""
         await trio.lowlevel.checkpoint()
         parsed = _parse(self.address, beyond_loopback=self.beyond_loopback)
-        file: _SocketFile | None = None
+        file: SocketFile | None = None
         if parsed.path:
-            listener, file = _listen_at_path(parsed.path)
+            listener, file = listen_at_path(parsed.path)
         else:
             (listener,) = await trio.open_tcp_listeners(parsed.port, host=parsed.host)
         spawner = _SocketSpawner(parsed, listener, file)
@@ -140,72 +137,6 @@ class SocketFactory(Factory):
             spawner.close()
             raise
         return spawner
-
-
-@attrs.frozen
-class _SocketFile:
-    """The file of our Unix socket, known by its inode: another one at its path is not ours to remove."""
-
-    path: str
-    inode: tuple[int, int]
-
-    @classmethod
-    def at(cls, path: str) -> "_SocketFile":
-        status = os.lstat(path)
-        return cls(path, (status.st_dev, status.st_ino))
-
-    def remove(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if _SocketFile.at(self.path) == self:
-                os.unlink(self.path)
-
-
-def _listen_at_path(path: str) -> tuple[trio.SocketListener, _SocketFile]:
-    with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        try:
-            _bind(sock, path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_dead(path)
-            _bind(sock, path)
-        file = _SocketFile.at(path)
-        undo.callback(file.remove)
-        sock.listen(socket.SOMAXCONN)
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        undo.pop_all()
-        return listener, file
-
-
-def _bind(sock: socket.socket, path: str) -> None:
-    try:
-        _platform.HERE.bind_private(sock, path)
-    except OSError as error:
-        # The system's own error does not name the path.
-        raise OSError(error.errno, f"can't make the Unix socket ({os.strerror(error.errno or 0)})", path) from None
-
-
-def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens to. Raise FileExistsError for anything else at that path."""
-    try:
-        file = _SocketFile.at(path)
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "there is a file that is no socket", path)
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            file.remove()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FileExistsError(errno.EEXIST, f"there is a socket that may be in use ({error})", path) from None
-        else:
-            raise FileExistsError(errno.EEXIST, "somebody is listening on that socket", path)
 
 
 class _Listener(trio.abc.Listener[trio.SocketStream]):
@@ -255,7 +186,7 @@ class _Visitor:
 
 
 class _SocketSpawner(Spawner):
-    def __init__(self, address: _Address, listener: trio.SocketListener, file: _SocketFile | None) -> None:
+    def __init__(self, address: _Address, listener: trio.SocketListener, file: SocketFile | None) -> None:
         self._listener = listener
         self._room = trio.Semaphore(LOOKUPS_WAITING)
         self._file = file

@@ -15,15 +15,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, of `sys.argv` where no arguments are given, and return its exit code; see `_errors.py`."""
     try:
         from . import _app
-    except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+
+        return _app.run(arguments)
+    except ImportError as error:
+        name = _missing(error)
+        if name not in NEEDED:
             raise
         print(
-            f"trio-workers: the command line needs {error.name}, which comes with: pip install 'trio_workers[cli]'",
+            f"trio-workers: the command line needs {name}, which comes with: pip install 'trio_workers[cli]'",
             file=sys.stderr,
         )
         return 2
-    return _app.run(arguments)
 
 
 def load_config(path: str | os.PathLike[str]) -> "Config":
@@ -47,3 +49,10 @@ def load_config(path: str | os.PathLike[str]) -> "Config":
             f"load_config() needs {error.name}, which comes with: pip install 'trio_workers[cli]'", name=error.name
         ) from None
     return _settings.load_config(path)
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """Name the module that an import was missing. Cyclopts wraps the error where it loads a command."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    return None if error is None or error.name is None else error.name.partition(".")[0]

@@ -9,6 +9,10 @@ import cyclopts
 from ._errors import DONE, INTERRUPTED, MISUSED, CommandError
 
 COMMANDS: Final[dict[str, str]] = {
+    "top": "trio_workers.cli._top:top",
+    "status": "trio_workers.cli._turn:status",
+    "reset": "trio_workers.cli._turn:reset",
+    "resize": "trio_workers.cli._turn:resize",
     "run": "trio_workers.cli._run:run",
     "bench": "trio_workers.cli._bench:bench",
     "demo": "trio_workers.cli._demo:demo",
@@ -26,9 +30,13 @@ for name, place in COMMANDS.items():
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in app.help_flags:
+        for name in COMMANDS:
+            _ = app[name]  # loads it, for what its function says of itself
     try:
         code = app(
-            sys.argv[1:] if arguments is None else list(arguments),
+            arguments,
             exit_on_error=False,
             print_error=False,
             result_action="return_value",

@@ -57,6 +57,7 @@ def run(
     progress: bool | None = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False)] = False,
     watch: Annotated[list[Path] | None, SEVERAL] = None,
+    control: Annotated[bool, Parameter(show_default=False)] = True,
     config: Path | None = None,
     pool: PoolArguments = None,
 ) -> int:
@@ -84,6 +85,8 @@ def run(
         Say nothing of failed jobs and of workers.
     watch
         Replace the workers when this file, or something in this directory, changes. May be given more than once.
+    control
+        Let trio-workers top, status, reset and resize find the pool; they do, unless --no-control is given.
     config
         A TOML file with the settings of the pool. Flags win over it.
     """
@@ -99,6 +102,7 @@ def run(
         config=settled,
         inputs=inputs,
         watched=watch or [],
+        control=control,
         separator=b"\0" if null else b"\n",
         json=jsonl,
         ordered=not unordered,
@@ -136,6 +140,7 @@ class _Run:
     config: Config
     inputs: list[str]
     watched: list[Path]
+    control: bool
     separator: bytes
     json: bool
     ordered: bool
@@ -163,8 +168,9 @@ class _Run:
         output = Output(1)
         complaints = Output(2)
         lines = bytearray()
+        level = logging.ERROR if self.quiet else logging.WARNING
         async with (
-            open_watched(self.config, self.watched, logging.ERROR if self.quiet else logging.WARNING, self.say) as pool,
+            open_watched(self.config, self.watched, level, self.say, control=self.control) as pool,
             aclosing(self._jobs()) as jobs,
             self._show_progress(pool),
             self._in_order(pool, jobs) if self.ordered else self._as_ready(pool, jobs) as batches,

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import trio
 
 from .._config import Config
+from .._control_server import serve_control
 from .._core import Observer
 from .._errors import WorkersError
 from .._pool import Pool, open_pool
@@ -20,6 +21,8 @@ from ._errors import INTERRUPTED, CommandError, Misuse
 from ._jobs import ReaderGone, say
 
 T = TypeVar("T")
+
+_log = logging.getLogger("trio_workers.cli")
 
 READER_GONE: Final = 128 + signal.SIGPIPE
 """The exit code where nobody reads our stdout any more: what a shell shows of a program that SIGPIPE has ended."""
@@ -73,13 +76,22 @@ async def open_watched(
     level: int = logging.WARNING,
     show: Callable[[str], None] = tell,
     observer: Observer | None = None,
+    control: bool = False,
 ) -> AsyncGenerator[Pool]:
-    """Open a pool that is reset when these paths change; what it logs from this level on is shown."""
+    """Open a pool that is reset when these paths change; what it logs from this level on is shown.
+
+    With `control`, it has a control socket in the usual place, if one can be made there.
+    """
     with _show_log(level, show) as lines:
         async with open_pool(config, observer=observer) as pool, trio.open_nursery() as nursery:
             lines.opened = True
             if paths:
                 await nursery.start(reset_on_change, pool, *paths)
+            if control:
+                try:
+                    await nursery.start(serve_control, pool)
+                except OSError as error:
+                    _log.warning("trio-workers top can't see this pool: %s", error)
             yield pool
             nursery.cancel_scope.cancel()
 
