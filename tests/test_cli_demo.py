@@ -60,6 +60,7 @@ def test_picture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "demo.svg"
     assert main(["demo", "--seconds", "1", "--num-workers", "2", "--svg", str(file)]) == 0
     assert f"The picture is in {file}." in capfd.readouterr().out
+    assert b"font-face" not in file.read_bytes()  # it loads nothing from elsewhere
     root = ElementTree.parse(file).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     text = "".join(root.itertext()).replace("\xa0", " ")

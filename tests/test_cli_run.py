@@ -512,7 +512,7 @@ def test_no_place_for_a_control_socket(worker: list[str], tmp_path: Path, monkey
     (tmp_path / "trio_workers").touch()
     done = run(*worker, jobs=b"a\n")
     assert (done.returncode, done.stdout) == (0, b"<a>\n")
-    assert done.stderr.startswith(b"trio-workers: trio-workers top can't see this pool: ")
+    assert done.stderr.startswith(b"trio-workers: this pool can't be seen by trio-workers top: ")
 
 
 # in a terminal

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import random
+import re
 import sys
 from collections import Counter
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Final
 
 import attrs
 import trio
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -59,6 +61,9 @@ DRAW_EVERY: Final = 0.1
 SAY_EVERY: Final = 1.0
 """Seconds between two lines where there is none."""
 
+_SVG: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+"""The picture's frame, without the fonts that a browser would load from elsewhere."""
+
 PICTURE_WIDTH: Final = 110
 """Cells of the picture in a file."""
 
@@ -98,7 +103,7 @@ def demo(
         )
         picture.print(this.picture)
         try:
-            svg.write_text(picture.export_svg(title="trio-workers demo"), encoding="utf-8")
+            svg.write_text(picture.export_svg(title="trio-workers demo", code_format=_SVG), encoding="utf-8")
         except OSError as error:
             raise Misuse(f"--svg {svg}: {error.strerror}") from None
         console.print(f"The picture is in {svg}.", markup=False)

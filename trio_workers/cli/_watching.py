@@ -22,7 +22,8 @@ from ._jobs import ReaderGone, say
 
 T = TypeVar("T")
 
-_log = logging.getLogger("trio_workers.cli")
+LOGS: Final = "trio_workers"
+"""The parent of the logs of all subjects."""
 
 READER_GONE: Final = 128 + signal.SIGPIPE
 """The exit code where nobody reads our stdout any more: what a shell shows of a program that SIGPIPE has ended."""
@@ -49,7 +50,7 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def _show_log(level: int, show: Callable[[str], None]) -> Generator[_Lines]:
-    log = logging.getLogger("trio_workers")
+    log = logging.getLogger(LOGS)
     handler, before, propagates = _Lines(show), log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(level)
@@ -91,7 +92,8 @@ async def open_watched(
                 try:
                     await nursery.start(serve_control, pool)
                 except OSError as error:
-                    _log.warning("trio-workers top can't see this pool: %s", error)
+                    if level <= logging.WARNING:
+                        show(f"this pool can't be seen by trio-workers top: {error}")
             yield pool
             nursery.cancel_scope.cancel()
 
