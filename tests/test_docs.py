@@ -17,6 +17,7 @@ import trio.testing
 
 import trio_workers
 import trio_workers.child
+import trio_workers.control
 import trio_workers.testing
 from tests.test_endings import EXPECTED, LEAP, PLACES, ROWS, leap, until
 from tests.test_python_docs import matches
@@ -235,6 +236,7 @@ def test_reference_is_complete() -> None:
             documented.setdefault(module, set()).add(name)
     public = {
         "trio_workers": set(trio_workers.__all__),
+        "trio_workers.control": set(trio_workers.control.__all__),
         "trio_workers.child": set(trio_workers.child.__all__),
         "trio_workers.testing": set(trio_workers.testing.__all__),
     }
@@ -312,6 +314,7 @@ def test_code_compiles(page: str) -> None:
         ("docs/index.md", 2),
         ("docs/workers.md", 4),
         ("docs/running-for-months.md", 5),
+        ("docs/turning.md", 2),
         ("README.md", 0),
     ],
 )

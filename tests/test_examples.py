@@ -112,6 +112,21 @@ def test_single() -> None:
     assert run("single.py") == ("ONE\nREADY 1\nSTOPPED\n", "")
 
 
+def test_control() -> None:
+    """A client finds the pool, looks at it and turns it; what can't be done is an answer too."""
+    output, errors = run("control.py")
+    assert output == (
+        "listed: True\n"
+        "mill: 2 of 2 workers are idle, jobs: {'replied': 1}\n"
+        "{'ok': True, 'done': 'resize', 'to': 3}\n"
+        "{'ok': True, 'done': 'reset'}\n"
+        "{'ok': False, 'error': 'the number of workers is 0; resize takes a whole number from 1 to 1000, as in "
+        'resize 3 or {"do":"resize","to":3}\'}\n'
+        "['idle', 'idle', 'idle']\n"
+    )
+    assert errors == ""
+
+
 def test_logs() -> None:
     """The log tells of a worker's life, at the levels that the docs name, in step with the observer."""
     output, errors = run("logs.py")

@@ -21,7 +21,7 @@ MOST_WORKERS: Final = 1000
 
 WORDS: Final = ("status", "workers", "reset", "resize", "watch")
 UNDERSTOOD: Final = 'understood are: status, workers, reset, resize N, watch; or JSON, as in {"do":"resize","to":3}'
-RESIZE: Final = f'resize takes a whole number from 1 to {MOST_WORKERS}, as in "resize 3" or {{"do":"resize","to":3}}'
+RESIZE: Final = f'resize takes a whole number from 1 to {MOST_WORKERS}, as in resize 3 or {{"do":"resize","to":3}}'
 
 SHOWN: Final = 60
 """Characters of what was not understood that are shown again."""

@@ -232,7 +232,8 @@ class _Server:
         except trio.ClosedResourceError:
             return encode_refusal(f"the pool {name!r} is closed, so there is nothing to {do}")
         except (WorkersError, OSError) as error:
-            return encode_refusal(str(error))
+            # The notes of a worker's error are the last lines it wrote to stderr, which as a rule say why.
+            return encode_refusal("\n".join([str(error), *getattr(error, "__notes__", ())]))
         except Exception as error:
             _log.exception("%s: %s failed", name, what)
             return encode_refusal(f"{do} failed: {error!r}")

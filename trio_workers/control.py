@@ -8,7 +8,7 @@
         async for picture in client.watch():
             print(picture["status"]["jobs"])
 
-The pool's side is `serve_control`.
+The pool's side is `trio_workers.serve_control`.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ import trio
 
 from ._control_place import find_sockets
 from ._control_protocol import LONGEST_ANSWER, LineBuffer, LineTooLong, decode_answer, encode_request, is_picture
-from ._control_server import serve_control
+from ._control_server import serve_control as serve_control  # its name in the reference is trio_workers.serve_control
 from ._socket_file import why_too_long
 
-__all__ = ["ControlClient", "connect", "find_sockets", "serve_control"]
+__all__ = ["ControlClient", "connect", "find_sockets"]
 
 ANSWERS_WITHIN: Final = 10.0
 """Seconds in which a pool must have answered the first question. It takes it a millisecond; a process that is stopped,
