@@ -114,7 +114,7 @@ async def test_rows_and_a_kill(socket: Path) -> None:
     async with served(release("one", name="mill"), socket) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(partial(pool.exec, Payload(b"sleep 1000"), label="a long \x1b[31m[red] nap"))
         await until(lambda: pool.statistics().busy == 1)
-        async with top(socket, 140) as terminal:
+        async with top(socket, 200) as terminal:
             lines = await terminal.shows(r"a long \x1b[31m[red] nap")
             assert lines[0].startswith("mill · 2 workers: 1 busy, 1 idle · pid ")
             assert "slot" in lines[4]
@@ -127,7 +127,7 @@ async def test_rows_and_a_kill(socket: Path) -> None:
                 lambda lines: (new := row(lines, idle.slot)) and new[1] != str(idle.pid) and new[2] == "idle"
             )
             (line,) = (line for line in lines if line.lstrip().startswith(f"{idle.slot} "))
-            assert re.search(r" 1  \w+ [\d.]+s ago: .*SIGKILL", line), line
+            assert re.search(r" 1  crashed [\d.]+s ago: was killed by SIGKILL", line), line
             assert "exits: " in lines[2]
             assert lines[2] != "exits: none"
             await terminal.keys("q")

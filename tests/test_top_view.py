@@ -2,6 +2,7 @@
 
 import io
 from typing import Any, Final
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,19 @@ from rich.console import Console
 from tests.top_facts import at_work, death, pool_fact, worker_fact
 from trio_workers._watch import PoolFact, WorkerFact
 from trio_workers.cli._top import paint
-from trio_workers.cli._top_view import RateMeter, Rates, counts, cut, draw, duration, pack, printable, render, size
+from trio_workers.cli._top_view import (
+    RateMeter,
+    Rates,
+    counts,
+    cut,
+    draw,
+    duration,
+    pack,
+    picture,
+    printable,
+    render,
+    size,
+)
 
 COLUMNS: Final = ["slot", "pid", "state", "jobs", "job", "age", "memory", "cpu_%", "uptime", "restarts", "last_death"]
 HOSTILE: Final = (
@@ -210,3 +223,15 @@ def test_a_worker_that_came_back_has_no_negative_time() -> None:
     meter = RateMeter()
     meter.see(pool_fact(), [worker_fact(0, pid=7, cpu=9.0)], 1.0)
     assert meter.see(pool_fact(jobs={}), [worker_fact(0, pid=7, cpu=0.1)], 2.0) == Rates(jobs=0, cpu={7: 0})
+
+
+def test_a_picture() -> None:
+    """The same drawing is the same SVG, well-formed whatever is in it, and fetches nothing."""
+    status, workers = busy_pool()
+    workers[1].update(at_work("<script>&\x00日本語"))
+    one, two = (picture(render(status, workers, Rates(), 100, 14), 100, "trio-workers top") for _ in range(2))
+    assert one == two
+    assert ElementTree.fromstring(one).tag.endswith("svg")
+    assert "<script" not in one
+    assert "url(http" not in one
+    assert "restarts" in one

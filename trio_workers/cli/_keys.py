@@ -9,7 +9,10 @@ from typing import Final
 
 import trio
 
-_NAMES: Final = {b"A": "up", b"B": "down", b"5~": "page up", b"6~": "page down", b"H": "home", b"F": "end"}
+_NAMES: Final = {
+    b"A": "up", b"B": "down", b"5~": "page up", b"6~": "page down",
+    b"H": "home", b"1~": "home", b"7~": "home", b"F": "end", b"4~": "end", b"8~": "end",  # terminals differ
+}  # fmt: skip
 _SEQUENCE: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~])")
 """What a key sends that is no letter: ECMA-48's control sequence, or `ESC O` and a letter."""
 _BEGUN: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|O)?\Z")

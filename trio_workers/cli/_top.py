@@ -13,6 +13,7 @@ import trio
 from cyclopts import Parameter
 from rich.console import Console
 
+from .._control_protocol import MOST_WORKERS
 from .._watch import PoolFact, WorkerFact
 from ._errors import DONE, FAILED, INTERRUPTED, CommandError, Misuse
 from ._keys import KeyReader, Screen
@@ -23,8 +24,8 @@ NOTE_FOR: Final = 5.0
 """Seconds that a note stays."""
 SILENT_AFTER: Final = 3.0
 """Seconds without an answer, beyond the interval, that are told."""
-MOST_TURNS: Final = 8
-"""Changes asked for and not yet done: a key that is held down, or a text pasted by mistake, asks for no more."""
+MOST_AHEAD: Final = 8
+"""Workers that are asked for beyond what the pool was last seen to be set to, for a key that is held down."""
 TERMINATED: Final = 128 + signal.SIGTERM
 HUNG_UP: Final = 128 + signal.SIGHUP
 
@@ -109,8 +110,10 @@ class _Top:
         self._room = 1
         self._note = ""
         self._note_until = -math.inf
-        self._wanted = 0
-        self._turns = 0
+        self._wanted: int | None = None
+        """How many workers were asked for, until a look has shown the outcome."""
+        self._resizing: trio.CancelScope | None = None
+        self._resetting = False
         self._end: tuple[int, str] = (DONE, "")
         self._take(status, workers)
 
@@ -150,7 +153,10 @@ class _Top:
                     with trio.move_on_after(self._interval):
                         await self._look_now.wait()
                     self._look_now = trio.Event()
+                    settled = self._resizing is None
                     self._take(*await self._link.look())
+                    if settled and self._resizing is None:
+                        self._wanted = None
             except Lost as lost:
                 if await ended_well(self._path, self._status):
                     self._finish(DONE, f"the pool {self._status['pool']!r} has ended")
@@ -218,15 +224,13 @@ class _Top:
         elif key in {"?", "h"}:
             self._help = not self._help
         elif key == "r":
-            self._turn("reset", "reset")
-        elif key in {"+", "-"}:
-            have = self._wanted if self._turns else self._status["target"]
-            wanted = have + (1 if key == "+" else -1)
-            if wanted < 1:
-                self._say("a pool has at least one worker")
+            if self._resetting:
+                self._say("a reset is under way already")
             else:
-                self._turn(f"resize {wanted}", f"resize to {wanted}")
-                self._wanted = wanted
+                self._resetting = True
+                self._nursery.start_soon(self._reset)
+        elif key in {"+", "-"}:
+            self._resize_by(1 if key == "+" else -1)
         elif key == "home":
             self._first = 0
         elif key == "end":
@@ -234,18 +238,42 @@ class _Top:
         elif key in steps:
             self._first = max(0, self._first + steps[key])
 
-    def _turn(self, request: str, name: str) -> None:
-        if self._turns >= MOST_TURNS:
-            self._say(f"not asked for: {self._turns} changes are under way already")
-            return
-        if not self._turns:
-            self._wanted = self._status["target"]
-        self._turns += 1
-        self._say(f"{name}: under way", math.inf)
-        self._nursery.start_soon(self._ask_for, request, name)
+    # what is asked for, each on a connection of its own: it may take as long as the longest job
+
+    async def _reset(self) -> None:
+        try:
+            await self._ask_for("reset", "reset")
+        finally:
+            self._resetting = False
+
+    def _resize_by(self, step: int) -> None:
+        target = self._status["target"]
+        wanted = (target if self._wanted is None else self._wanted) + step
+        if wanted < 1:
+            self._say("a pool has at least one worker")
+        elif wanted > MOST_WORKERS:
+            self._say(f"a control socket makes it {MOST_WORKERS} workers at most")
+        elif abs(wanted - target) > MOST_AHEAD:
+            self._say(f"a change to {self._wanted} workers is under way already")
+        else:
+            # The one before is no longer waited for; its request was sent before this one's connection is made, or
+            # never is, so the pool hears them in this order.
+            if self._resizing is not None:
+                self._resizing.cancel()
+            self._wanted = wanted
+            self._resizing = trio.CancelScope()
+            self._nursery.start_soon(self._resize, wanted, self._resizing)
+
+    async def _resize(self, wanted: int, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._ask_for(f"resize {wanted}", f"resize to {wanted}")
+        finally:
+            if self._resizing is scope:
+                self._resizing = None
 
     async def _ask_for(self, request: str, name: str) -> None:
-        # On a connection of its own: it may take as long as the longest job.
+        self._say(f"{name}: under way", math.inf)
         started = trio.current_time()
         try:
             async with Link(self._path) as link:
@@ -254,9 +282,7 @@ class _Top:
             self._say(f"{name}: {error}", 3 * NOTE_FOR)
         else:
             self._say(f"{name}: done in {duration(trio.current_time() - started)}")
-        finally:
-            self._turns -= 1
-            self._look_now.set()
+        self._look_now.set()
 
     # what is seen
 

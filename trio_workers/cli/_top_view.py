@@ -4,13 +4,15 @@ Labels and errors come from workers and their callers, so they are never markup,
 longer than their place: see `printable`.
 """
 
+import io
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
 from rich.cells import cell_len, set_cell_size
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from .._watch import PoolFact, WorkerFact
@@ -20,6 +22,8 @@ LONGEST_TEXT: Final = 400
 
 RATE_OVER: Final = 3.0
 """Seconds that a rate is taken over: calm enough to read, and quick enough to see a change."""
+
+_WHO: Final = re.compile(r"worker \d+ \(slot \d+\) ")
 
 STYLES: Final = {"idle": "green", "busy": "yellow", "starting": "blue", "leased": "magenta", "stopping": "bright_black"}
 
@@ -140,7 +144,8 @@ def _cells(fact: WorkerFact, status: PoolFact, rates: Rates) -> list[str]:
     if death is not None:
         end = f"{printable(death['reason'], 40)} {duration(status['at'] - death['at'])} ago"
         if death["error"]:
-            end += f": {printable(death['error'])}"
+            # Who it was says the row already.
+            end += f": {printable(_WHO.sub('', death['error']))}"
     return [
         str(fact["slot"]),
         "" if pid is None else str(pid),
@@ -237,6 +242,18 @@ def draw(
         lines += [Text()] * (height - len(lines) - len(foot))
         lines = lines[: max(0, height - len(foot))]
     return Drawing([*lines, *foot], first, room)
+
+
+def picture(drawing: RenderableType, width: int, title: str) -> str:
+    """Return a drawing as SVG, for a page: rich's picture of a terminal, the same for the same drawing."""
+    console = Console(
+        file=io.StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor",
+        markup=False, emoji=False, highlight=False, legacy_windows=False,
+    )  # fmt: skip
+    console.print(drawing)
+    svg = console.export_svg(title=title, unique_id="trio-workers")
+    # Its font would be fetched from elsewhere; without, it is the reader's own for programs, in the same places.
+    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
 
 
 def _dim(text: str, width: int) -> Text:
@@ -350,4 +367,4 @@ def _line(
     return line
 
 
-__all__ = ["RateMeter", "Rates", "counts", "cut", "duration", "pack", "printable", "render", "size"]
+__all__ = ["RateMeter", "Rates", "counts", "cut", "draw", "duration", "pack", "picture", "printable", "render", "size"]
