@@ -448,6 +448,48 @@ def test_stdin_is_closed(worker: list[str]) -> None:
     assert done.stderr == b"trio-workers: stdin is closed; give a file of jobs by --input FILE\n"
 
 
+WITHOUT: Final = """
+import sys
+sys.modules[sys.argv[1]] = None
+from trio_workers.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("missing", ["cattrs", "cyclopts", "rich", "watchfiles"])
+def test_without_the_extra(worker: list[str], missing: str) -> None:
+    """What is missing is named, with the extra that it comes with."""
+    program = [sys.executable, "-c", WITHOUT, missing, "run", "--watch", worker[-1], *worker]
+    done = subprocess.run(program, input=b"a", capture_output=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr.decode() == (
+        f"trio-workers: the command line needs {missing}, which comes with: pip install 'trio_workers[cli]'\n"
+    )
+
+
+def test_watch_is_all_that_needs_watchfiles(worker: list[str]) -> None:
+    """Without --watch nobody asks for it."""
+    program = [sys.executable, "-c", WITHOUT, "watchfiles", "run", *worker]
+    done = subprocess.run(program, input=b"a", capture_output=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"<a>\n", b"")
+
+
+def test_stdin_that_somebody_made_non_blocking(worker: list[str]) -> None:
+    """It may be: what is shared with others is theirs, too."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    with start(*worker, stdin=read_fd) as process:
+        os.close(read_fd)
+        assert process.stdout is not None
+        for _ in range(2):
+            os.write(write_fd, b"a\n")
+            assert process.stdout.readline() == b"<a>\n"
+        os.close(write_fd)
+        process.communicate()
+    assert process.returncode == 0
+
+
 def test_config_file(worker: list[str], tmp_path: Path) -> None:
     """The command may be in the file, and the one after -- wins."""
     file = tmp_path / "pool.toml"

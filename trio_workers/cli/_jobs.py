@@ -90,7 +90,10 @@ async def read_blocks(fd: int) -> AsyncGenerator[bytes]:
                 waits = False  # a device that epoll refuses, for it never makes anyone wait
         else:
             await trio.lowlevel.checkpoint()
-        block = os.read(fd, BLOCK)
+        try:
+            block = os.read(fd, BLOCK)
+        except BlockingIOError:
+            continue  # somebody else made it non-blocking, and was faster
         if not block:
             return
         yield block

@@ -111,7 +111,7 @@ def run_trio(main: Callable[[], Awaitable[T]], interrupted: Callable[[], str]) -
             if isinstance(one, KeyboardInterrupt):
                 raise CommandError(interrupted(), INTERRUPTED) from None
         for one in found:
-            if isinstance(one, CommandError | ReaderGone):
+            if isinstance(one, CommandError | ReaderGone | ModuleNotFoundError):
                 raise one from None
         for one in found:
             if isinstance(one, WorkersError | OSError):
