@@ -1,7 +1,12 @@
 """The command line, `trio-workers` and `python -m trio_workers`; what it needs comes with the extra `cli`."""
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .._config import Config
 
 NEEDED = frozenset({"attrs", "cattrs", "cyclopts", "rich", "watchfiles"})
 
@@ -21,6 +26,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+
+
+def load_config(path: str | os.PathLike[str]) -> "Config":
+    """Read a `Config` from a TOML file, as `trio-workers run --config` does.
+
+    Its keys are the fields of `Config`: `num_workers = 4`, and a table `[limits]` with `ttl = 3600.0`. `command` is an
+    array of strings, `env` a table of strings, and `factory` "pipe", "socketpair", or an address such as
+    `SocketFactory` takes. What is not in the file is as `Config` has it. A relative path is relative to this process's
+    directory.
+
+    Raise OSError where the file can't be read; ValueError where something in it is wrong, with a line for each thing
+    that says where it stands: `pool.toml: limits.tll: no such key; did you mean ttl?`; `ModuleNotFoundError` without
+    the extra `cli`.
+    """
+    try:
+        from . import _settings
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        raise ModuleNotFoundError(
+            f"load_config() needs {error.name}, which comes with: pip install 'trio_workers[cli]'", name=error.name
+        ) from None
+    return _settings.load_config(path)
 
 
 def _missing(error: BaseException | None) -> str | None:

@@ -17,6 +17,9 @@ COMMANDS: Final[dict[str, str]] = {
     "status": "trio_workers.cli._turn:status",
     "reset": "trio_workers.cli._turn:reset",
     "resize": "trio_workers.cli._turn:resize",
+    "run": "trio_workers.cli._run:run",
+    "bench": "trio_workers.cli._bench:bench",
+    "demo": "trio_workers.cli._demo:demo",
 }
 """Where each command's function is. A module is loaded when its command is given."""
 
