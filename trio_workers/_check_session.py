@@ -632,12 +632,17 @@ async def _accept(session: Session, place: Place, limiter: trio.CapacityLimiter)
         found.append(await _accept_one(session.process.pid, place, limiter))
         nursery.cancel_scope.cancel()
 
-    with trio.move_on_after(session.boot_timeout):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(connect, nursery)
-            while not session.exited:
-                await session.news.wait()
-            nursery.cancel_scope.cancel()
+    try:
+        with trio.move_on_after(session.boot_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect, nursery)
+                while not session.exited:
+                    await session.news.wait()
+                nursery.cancel_scope.cancel()
+    except BaseException:
+        for wire in found:
+            wire.close()
+        raise
     if found:
         return found[0]
     if session.exited:

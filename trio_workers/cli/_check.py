@@ -76,7 +76,7 @@ def check(
     if not command:
         raise Misuse("check needs the worker's command line, after a --: trio-workers check -- php worker.php")
     # What workers write to stderr is a finding, and shall not stand between the rows as a log.
-    logging.getLogger("trio_workers").addHandler(logging.NullHandler())
+    logging.getLogger("trio_workers.worker").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="trio_workers-") as directory:
         try:
             config = Config(
