@@ -65,6 +65,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
+def socket_in(runtime: Path) -> str:
+    """The only one there. For commands as processes: they would also find what else runs on this machine."""
+    (path,) = (runtime / "trio_workers").glob("*.sock")
+    return str(path)
+
+
 def one_line(text: str) -> str:
     """What a command says when it fails: one line, with its name."""
     assert text.startswith("trio-workers: ")
@@ -172,7 +178,7 @@ async def test_control_c_gives_up_the_wait(runtime: Path) -> None:
     async with running(num_workers=1) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(pool.exec, Payload(b"wait"))
         await until(lambda: pool.statistics().busy == 1)
-        line = [sys.executable, "-m", "trio_workers", "reset"]
+        line = [sys.executable, "-m", "trio_workers", "reset", "--socket", socket_in(runtime)]
         waiting: subprocess.CompletedProcess[bytes] | None = None
 
         async def wait(task_status: "trio.TaskStatus[trio.Process]") -> None:
@@ -410,7 +416,7 @@ async def test_top_as_json(runtime: Path) -> None:
     """A document a line, with rates from the second on, until the pool ends: that is no failure."""
     async with contextlib.AsyncExitStack() as stack:
         pool = await stack.enter_async_context(running())
-        async with top_as_json() as process:
+        async with top_as_json("--socket", socket_in(runtime)) as process:
             seen: list[dict[str, Any]] = []
             async for document in documents(process):
                 seen.append(document)
@@ -442,7 +448,7 @@ async def test_top_as_json_of_a_pool_that_is_killed(tmp_path: Path) -> None:
 
 async def test_control_c_ends_top_as_json(runtime: Path) -> None:
     """With 130, and without a word."""
-    async with running(), top_as_json() as process:
+    async with running(), top_as_json("--socket", socket_in(runtime)) as process:
         async for _ in documents(process):
             process.send_signal(signal.SIGINT)
         assert process.stderr is not None
@@ -532,7 +538,7 @@ async def test_nobody_reads(runtime: Path) -> None:
         os.close(reading)
         try:
             done = await trio.run_process(
-                [sys.executable, "-m", "trio_workers", "status"],
+                [sys.executable, "-m", "trio_workers", "status", "--socket", socket_in(runtime)],
                 stdout=writing, capture_stderr=True, check=False, env=environment(),
             )  # fmt: skip
         finally:
@@ -544,7 +550,7 @@ async def test_a_terminal_of_few_letters(runtime: Path) -> None:
     """What an encoding does not have is replaced; nothing fails."""
     async with running("мельница"):
         done = await trio.run_process(
-            [sys.executable, "-m", "trio_workers", "status"],
+            [sys.executable, "-m", "trio_workers", "status", "--socket", socket_in(runtime)],
             capture_stdout=True, capture_stderr=True, check=False, env=environment(PYTHONIOENCODING="ascii"),
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")

@@ -23,7 +23,7 @@ LONGEST_TEXT: Final = 400
 RATE_OVER: Final = 3.0
 """Seconds that a rate is taken over: calm enough to read, and quick enough to see a change."""
 
-_WHO: Final = re.compile(r"worker \d+ \(slot \d+\) ")
+_WHO: Final = re.compile(r"\Aworker \d+ \(slot \d+\) ")
 
 STYLES: Final = {"idle": "green", "busy": "yellow", "starting": "blue", "leased": "magenta", "stopping": "bright_black"}
 
