@@ -3,15 +3,29 @@
 import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.conftest import descriptors
 from tests.support import ROOT, until
 from trio_workers import Config, Payload, Pool, open_pool, open_python_pool
 from trio_workers.reload import reset_on_change
 from trio_workers.testing import MemoryFactory
+
+
+@pytest.fixture(autouse=True)
+def watchers_end() -> Iterator[None]:
+    """A watcher that is closed ends its thread, and its descriptors, a moment later: wait for that."""
+    before = len(descriptors())
+    yield
+    for _ in range(3000):
+        if len(descriptors()) <= before:
+            break
+        time.sleep(0.01)
 
 
 def write(program: Path, says: str) -> None:
