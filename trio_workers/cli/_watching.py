@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,9 +23,6 @@ T = TypeVar("T")
 
 LOGS: Final = "trio_workers"
 """The parent of the logs of all subjects."""
-
-READER_GONE: Final = 128 + signal.SIGPIPE
-"""The exit code where nobody reads our stdout any more: what a shell shows of a program that SIGPIPE has ended."""
 
 
 def tell(text: str) -> None:
@@ -127,4 +123,4 @@ def _each(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-__all__ = ["READER_GONE", "check_watched", "open_watched", "run_trio", "tell"]
+__all__ = ["check_watched", "open_watched", "run_trio", "tell"]
