@@ -440,6 +440,26 @@ def test_misuse(arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr.decode()) == (2, f"trio-workers: {MISUSED[arguments]}\n")
 
 
+@pytest.mark.parametrize("name", ["nowhere/pool.sock", "taken"])
+def test_an_address_that_can_not_be_listened_to(worker: list[str], tmp_path: Path, name: str) -> None:
+    """It is named in one line, and nothing was tried."""
+    (tmp_path / "taken").touch()
+    address = f"unix://{tmp_path}/{name}"
+    done = run("--factory", address, *worker)
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith(f"trio-workers: {address} can't be listened to: ")
+    assert done.returncode == 2
+
+
+def test_stderr_is_closed(worker: list[str]) -> None:
+    """Nobody is told of what fails, and no other file gets it."""
+    shell = " ".join(map(_quoted, command(*worker)))
+    done = subprocess.run(
+        ["bash", "-c", f"{shell} 2>&-"], input=b"a\nfail\nb\n", capture_output=True, env=ENVIRONMENT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"<a>\n<b>\n", b"")
+
+
 def test_stdin_is_closed(worker: list[str]) -> None:
     """A shell may close stdin."""
     shell = " ".join(map(_quoted, command(*worker)))
@@ -531,7 +551,7 @@ def test_watch(worker: list[str], tmp_path: Path) -> None:
 def test_others_see_it(worker: list[str], tmp_path: Path, flag: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The other commands find the pool, and turn it, where that isn't forbidden."""
     monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(tmp_path))
-    status = [sys.executable, "-m", "trio_workers", "status", "--json"]
+    status = [sys.executable, "-m", "trio_workers", "status", "--json", "--pool", "shell"]
     with start("--num-workers", "1", "--name", "shell", *flag, *worker) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -555,6 +575,19 @@ def test_no_place_for_a_control_socket(worker: list[str], tmp_path: Path, monkey
     done = run(*worker, jobs=b"a\n")
     assert (done.returncode, done.stdout) == (0, b"<a>\n")
     assert done.stderr.startswith(b"trio-workers: this pool can't be seen by trio-workers top: ")
+
+
+def test_too_long_a_place_for_a_control_socket(
+    worker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the name of the directory keep jobs from being done."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir(mode=0o700)
+    monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(long))
+    done = run(*worker, jobs=b"a\n")
+    assert (done.returncode, done.stdout) == (0, b"<a>\n")
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith("trio-workers: this pool can't be seen by trio-workers top: path ")
 
 
 # in a terminal
