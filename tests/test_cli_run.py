@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,19 @@ from hypothesis import strategies as st
 from tests.support import ROOT, until
 from trio_workers import JobError, Payload, WorkerCrashed
 from trio_workers.cli._errors import CommandError
-from trio_workers.cli._jobs import HEAD, Output, ReaderGone, Splitter, Ticket, TooLong, format_json, parse_json, say
+from trio_workers.cli._jobs import (
+    HEAD,
+    Output,
+    ReaderGone,
+    Splitter,
+    Ticket,
+    TooLong,
+    format_json,
+    parse_json,
+    parse_line,
+    read_jobs,
+    say,
+)
 
 WORKER: Final = """
 import os, sys, time
@@ -154,6 +166,7 @@ def test_errors_in_one_line() -> None:
     assert say(JobError("Traceback (most recent call last):\n  File ...\nValueError: no")) == "JobError: ValueError: no"
     assert say(JobError("no\nsuch")) == "JobError: no"
     assert say(JobError()) == "JobError"
+    assert say(JobError("\x1b]0;no\x07\rsuch\x9b")) == r"JobError: \x1b]0;no\x07\rsuch\x9b"
     assert str(Ticket(7, b"a\tb\x1b\xff")) == r"job 7 (a\tb\x1b\xff)"
     assert str(Ticket(8, b"x" * HEAD)) == f"job 8 ({'x' * HEAD}...)"
 
@@ -168,6 +181,28 @@ def test_errors_as_json() -> None:
 
 
 # out
+
+
+async def test_a_named_pipe_without_a_writer(tmp_path: Path) -> None:
+    """Jobs may come from one; while nobody has opened its other end, all else goes on."""
+    path = tmp_path / "jobs"
+    os.mkfifo(path)
+    found: list[bytes] = []
+
+    async def read() -> None:
+        jobs = read_jobs([str(path)], b"\n", 100, parse_line, lambda size: None)
+        async with aclosing(jobs):
+            async for _, payload in jobs:
+                assert payload is not None
+                found.append(bytes(payload.body))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        writing = os.open(path, os.O_WRONLY)
+        os.write(writing, b"a\nb\n")
+        os.close(writing)
+    assert found == [b"a", b"b"]
 
 
 async def test_a_full_pipe_blocks_nobody() -> None:
