@@ -260,6 +260,13 @@ async def test_empty_body_in_the_older_dialects(protocol: str) -> None:
     assert report.right
 
 
+async def test_answers_are_shown_as_they_are() -> None:
+    """Capitals in what a worker says stay, and small letters."""
+    program = "from trio_workers.child import serve\ndef fail(job): raise ValueError('No SUCH job')\nserve(fail)"
+    report = await check_worker(config(sys.executable, "-c", program))
+    assert report["empty body"].found.startswith("Job error 'Traceback (most recent call last):")
+
+
 async def test_header_in_pieces() -> None:
     """Over pipes a pool never splits a header, so a worker that can't take that gets a note."""
     report = await check_worker(broken("one-read-of-header"))

@@ -532,7 +532,7 @@ def test_another_missing_module_is_no_extra() -> None:
 
 
 async def test_nobody_reads(runtime: Path) -> None:
-    """Where stdout is closed, as by `| head -0`, a command ends without a word."""
+    """Where the reader of stdout has gone, as with `| head -0`, a command ends without a word, as by SIGPIPE."""
     async with running():
         reading, writing = os.pipe()
         os.close(reading)
@@ -543,7 +543,20 @@ async def test_nobody_reads(runtime: Path) -> None:
             )  # fmt: skip
         finally:
             os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", ["status", "--version", "demo --seconds 0.1", "run -- cat"])
+def test_streams_that_are_closed(arguments: str, tmp_path: Path) -> None:
+    """A closed stdout is told of; a closed stderr is nowhere, and neither gets what was meant for another file."""
+    program = f"{sys.executable} -m trio_workers {arguments}"
+    shell = f"{program} >&-; echo $? >&2; {program} >&- 2>&-; echo $? >&2"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, env=environment(), check=False)
+    assert done.stderr.decode().splitlines() == [
+        "trio-workers: stdout is closed; where nobody is to see it, lead it to /dev/null",
+        "2",
+        "2",
+    ]
 
 
 async def test_a_terminal_of_few_letters(runtime: Path) -> None:

@@ -15,7 +15,7 @@ from trio_workers.cli._errors import CommandError, Misuse
 
 PROGRAM: Final = """
 import signal, sys
-import trio
+import rich.console, trio
 from trio_workers.cli import _app
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,9 +34,15 @@ def pour(lines: int):
         print("a line that somebody may read")
 
 @_app.app.command
-def pour_in_a_nursery(lines: int):
+def pour_by_rich(lines: int):
+    console = rich.console.Console()
+    for _ in range(lines // 100 + 1):
+        console.print("a line that somebody may read")
+
+@_app.app.command
+def pour_in_a_nursery(lines: int, by_rich: bool = False):
     async def child():
-        pour(lines)
+        (pour_by_rich if by_rich else pour)(lines)
     async def main():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child)
@@ -67,11 +73,11 @@ def test_interrupt_in_a_nursery() -> None:
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize("command", ["pour", "pour-in-a-nursery"])
+@pytest.mark.parametrize("command", ["pour", "pour-by-rich", "pour-in-a-nursery", "pour-in-a-nursery --by-rich"])
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_output_that_nobody_reads(command: str, lines: int) -> None:
     """`| head` ends a command without a word, and so does whoever goes before its only line is written."""
-    with start(command, str(lines)) as process:
+    with start(*command.split(), str(lines)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

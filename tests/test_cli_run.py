@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,19 @@ from hypothesis import strategies as st
 from tests.support import ROOT, until
 from trio_workers import JobError, Payload, WorkerCrashed
 from trio_workers.cli._errors import CommandError
-from trio_workers.cli._jobs import HEAD, Output, ReaderGone, Splitter, Ticket, TooLong, format_json, parse_json, say
+from trio_workers.cli._jobs import (
+    HEAD,
+    Output,
+    ReaderGone,
+    Splitter,
+    Ticket,
+    TooLong,
+    format_json,
+    parse_json,
+    parse_line,
+    read_jobs,
+    say,
+)
 
 WORKER: Final = """
 import os, sys, time
@@ -154,6 +166,7 @@ def test_errors_in_one_line() -> None:
     assert say(JobError("Traceback (most recent call last):\n  File ...\nValueError: no")) == "JobError: ValueError: no"
     assert say(JobError("no\nsuch")) == "JobError: no"
     assert say(JobError()) == "JobError"
+    assert say(JobError("\x1b]0;no\x07\rsuch\x9b")) == r"JobError: \x1b]0;no\x07\rsuch\x9b"
     assert str(Ticket(7, b"a\tb\x1b\xff")) == r"job 7 (a\tb\x1b\xff)"
     assert str(Ticket(8, b"x" * HEAD)) == f"job 8 ({'x' * HEAD}...)"
 
@@ -168,6 +181,28 @@ def test_errors_as_json() -> None:
 
 
 # out
+
+
+async def test_a_named_pipe_without_a_writer(tmp_path: Path) -> None:
+    """Jobs may come from one; while nobody has opened its other end, all else goes on."""
+    path = tmp_path / "jobs"
+    os.mkfifo(path)
+    found: list[bytes] = []
+
+    async def read() -> None:
+        jobs = read_jobs([str(path)], b"\n", 100, parse_line, lambda size: None)
+        async with aclosing(jobs):
+            async for _, payload in jobs:
+                assert payload is not None
+                found.append(bytes(payload.body))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        writing = os.open(path, os.O_WRONLY)
+        os.write(writing, b"a\nb\n")
+        os.close(writing)
+    assert found == [b"a", b"b"]
 
 
 async def test_a_full_pipe_blocks_nobody() -> None:
@@ -440,6 +475,26 @@ def test_misuse(arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr.decode()) == (2, f"trio-workers: {MISUSED[arguments]}\n")
 
 
+@pytest.mark.parametrize("name", ["nowhere/pool.sock", "taken"])
+def test_an_address_that_can_not_be_listened_to(worker: list[str], tmp_path: Path, name: str) -> None:
+    """It is named in one line, and nothing was tried."""
+    (tmp_path / "taken").touch()
+    address = f"unix://{tmp_path}/{name}"
+    done = run("--factory", address, *worker)
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith(f"trio-workers: {address} can't be listened to: ")
+    assert done.returncode == 2
+
+
+def test_stderr_is_closed(worker: list[str]) -> None:
+    """Nobody is told of what fails, and no other file gets it."""
+    shell = " ".join(map(_quoted, command(*worker)))
+    done = subprocess.run(
+        ["bash", "-c", f"{shell} 2>&-"], input=b"a\nfail\nb\n", capture_output=True, env=ENVIRONMENT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"<a>\n<b>\n", b"")
+
+
 def test_stdin_is_closed(worker: list[str]) -> None:
     """A shell may close stdin."""
     shell = " ".join(map(_quoted, command(*worker)))
@@ -531,7 +586,7 @@ def test_watch(worker: list[str], tmp_path: Path) -> None:
 def test_others_see_it(worker: list[str], tmp_path: Path, flag: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The other commands find the pool, and turn it, where that isn't forbidden."""
     monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(tmp_path))
-    status = [sys.executable, "-m", "trio_workers", "status", "--json"]
+    status = [sys.executable, "-m", "trio_workers", "status", "--json", "--pool", "shell"]
     with start("--num-workers", "1", "--name", "shell", *flag, *worker) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -555,6 +610,19 @@ def test_no_place_for_a_control_socket(worker: list[str], tmp_path: Path, monkey
     done = run(*worker, jobs=b"a\n")
     assert (done.returncode, done.stdout) == (0, b"<a>\n")
     assert done.stderr.startswith(b"trio-workers: this pool can't be seen by trio-workers top: ")
+
+
+def test_too_long_a_place_for_a_control_socket(
+    worker: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the name of the directory keep jobs from being done."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir(mode=0o700)
+    monkeypatch.setitem(ENVIRONMENT, "XDG_RUNTIME_DIR", str(long))
+    done = run(*worker, jobs=b"a\n")
+    assert (done.returncode, done.stdout) == (0, b"<a>\n")
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith("trio-workers: this pool can't be seen by trio-workers top: path ")
 
 
 # in a terminal

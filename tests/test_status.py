@@ -405,14 +405,26 @@ async def test_turning_is_never_a_get(path: str, method: str, autojump_clock: ob
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"3", b"{}", b'{"to": 0}', b'{"to": true}', b'{"to": "3"}', b'{"to": 1.5}', b"\xff", b"[" * 900, b" " * 5000],
+    [
+        b"",
+        b"3",
+        b"{}",
+        b'{"to": 0}',
+        b'{"to": 1001}',
+        b'{"to": true}',
+        b'{"to": "3"}',
+        b'{"to": 1.5}',
+        b"\xff",
+        b"[" * 900,
+        b" " * 5000,
+    ],
 )
 async def test_resize_to_nonsense(body: bytes, autojump_clock: object) -> None:
     """A body that has no number in it is named as that."""
     async with open_pool(config()) as pool:
         told = await ask(status_app(pool, token=TOKEN), "/resize", "POST", authorization=BEARER, body=body)
         assert (told.status, told.json["error"]) == (
-            400, 'the body must be JSON with a number of workers of at least 1: {"to": 4}',
+            400, 'the body must be JSON with a number of workers from 1 to 1000: {"to": 4}',
         )  # fmt: skip
 
 

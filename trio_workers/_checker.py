@@ -19,7 +19,7 @@ from . import _identity
 from ._check_session import Answer, Place, Session, Wrong, listen, relay_of, run_session, show_tail
 from ._config import Config, check_argv
 from ._conversation import Failed, StopAsked
-from ._diagnosis import show, speaks
+from ._diagnosis import sentence, show, speaks
 from ._errors import how_it_ended
 from ._goridge import PROTOCOLS
 
@@ -570,7 +570,7 @@ class _Checker:
                     mend="Don't send jobs that are empty in both, or go on with the next job.",
                 )
             raise
-        return Finding(name=name, verdict="ok", found=f"{str(with_context).capitalize()}.")
+        return Finding(name=name, verdict="ok", found=f"{sentence(str(with_context))}.")
 
     async def _big_bodies(self, session: Session) -> Finding:
         name = "big bodies"

@@ -101,7 +101,7 @@ def _listen(pool: AnyPool, path: str | os.PathLike[str] | None) -> tuple[trio.So
         return listen_at_path(_check_path(path))
     directory = make_private_directory()
     sweep(directory)
-    for number in range(1, NAMES_TRIED):
+    for number in range(1, NAMES_TRIED + 1):
         with contextlib.suppress(FileExistsError):
             return listen_at_path(_check_path(directory / name_for(pool.config.name, number)))
     raise FileExistsError(errno.EEXIST, f"there are {NAMES_TRIED} sockets of this pool's name already", str(directory))

@@ -118,12 +118,12 @@ def diagnose(
     if not shaken and not rest:
         return Diagnosis(
             "handshake",
-            f"{_sentence(reason)}; it wrote {printable(data)}.",
+            f"{sentence(reason)}; it wrote {printable(data)}.",
             'Answer the control frame {"pid":N} with a control frame {"pid":M}: M is the worker\'s own pid, a number.',
         )
     if not rest:
         return Diagnosis(
-            "frame", f"{_sentence(reason)}; it wrote {show(data)}.", "See docs/wire.md for what may come when."
+            "frame", f"{sentence(reason)}; it wrote {show(data)}.", "See docs/wire.md for what may come when."
         )
     for judge in (_cut_short, _stray, _checksum, _sizes):
         found = judge(rest, protocol, after_answer, sent, relay)
@@ -131,7 +131,7 @@ def diagnose(
             return found
     return Diagnosis(
         "frame",
-        f"{_sentence(reason)}; it wrote {printable(rest)}.",
+        f"{sentence(reason)}; it wrote {printable(rest)}.",
         f"This is no frame of {protocol}: see docs/wire.md for each byte of one.",
     )
 
@@ -259,5 +259,6 @@ def _sizes(rest: bytes, protocol: str, after_answer: bool, sent: bytes, relay: s
     return None
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Begin a text with a capital, and leave the rest of it as it is."""
     return text[:1].upper() + text[1:]

@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ._control_protocol import MOST_WORKERS
 from ._errors import WorkersError
 from ._watch import AnyPool, describe_pool, describe_workers, watch_pool, why_not_ready
 
@@ -388,7 +389,7 @@ class _Status:
             return refused
         to = await _read_number(request)
         if to is None:
-            return _refuse(400, 'the body must be JSON with a number of workers of at least 1: {"to": 4}')
+            return _refuse(400, f'the body must be JSON with a number of workers from 1 to {MOST_WORKERS}: {{"to": 4}}')
 
         async def resize() -> None:
             await self._pool.resize(to)
@@ -430,4 +431,4 @@ async def _read_number(request: Request) -> int | None:
         to = json.loads(body)["to"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return to if type(to) is int and to >= 1 else None
+    return to if type(to) is int and 1 <= to <= MOST_WORKERS else None

@@ -13,6 +13,12 @@ NEEDED = frozenset({"attrs", "cattrs", "cyclopts", "rich", "watchfiles"})
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, of `sys.argv` where no arguments are given, and return its exit code; see `_errors.py`."""
+    if sys.stderr is None:
+        _open_stderr()
+    if sys.stdout is None:
+        # Whatever is opened next would be at its place, and get what is written to it.
+        print("trio-workers: stdout is closed; where nobody is to see it, lead it to /dev/null", file=sys.stderr)
+        return 2
     try:
         from . import _app
 
@@ -49,6 +55,15 @@ def load_config(path: str | os.PathLike[str]) -> "Config":
             f"load_config() needs {error.name}, which comes with: pip install 'trio_workers[cli]'", name=error.name
         ) from None
     return _settings.load_config(path)
+
+
+def _open_stderr() -> None:
+    """Put nothing in the place of a stderr that was closed, or the next file that is opened would get our errors."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != 2:
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+    sys.stderr = open(2, "w", closefd=False, encoding="utf-8")  # noqa: SIM115 - it stays open to the end
 
 
 def _missing(error: BaseException | None) -> str | None:

@@ -60,7 +60,7 @@ def _ending(error: BaseException) -> int | None:
         group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
         if group.subgroup(KeyboardInterrupt) is not None:
             return INTERRUPTED
-        meant, others = group.split((CommandError, BrokenPipeError))
+        meant, others = group.split(lambda one: isinstance(one, CommandError | BrokenPipeError) or _of_rich(one))
         if meant is None or others is not None:
             return None
         error = first_of(meant)
@@ -72,7 +72,14 @@ def _ending(error: BaseException) -> int | None:
         return MISUSED
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if _of_rich(error):
+        return UNREAD
     return UNREAD if isinstance(error, BrokenPipeError) and _nobody_reads() else None
+
+
+def _of_rich(error: BaseException) -> bool:
+    """Whether this is what rich makes of a broken pipe, after which it writes nowhere."""
+    return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
 
 
 def _nobody_reads() -> bool:

@@ -26,12 +26,16 @@ import trio
 from .._errors import JobError, WorkersError
 from .._model import Payload, payload_of
 from ._errors import CommandError, Misuse
+from ._top_view import printable
 
 BLOCK: Final = 64 * 1024
 """Bytes read at once: what a pipe holds, unless somebody made it grow."""
 
 HEAD: Final = 40
 """Bytes of a job that are kept for the case that it fails, so that the line about it says which one it was."""
+
+LONGEST_ERROR: Final = 2000
+"""Characters of an error that are shown."""
 
 STDIN: Final = "-"
 
@@ -49,8 +53,7 @@ class Ticket:
     wrong: str | None = None
 
     def __str__(self) -> str:
-        text = self.head.decode("utf-8", "backslashreplace")
-        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        shown = printable(self.head.decode("utf-8", "backslashreplace"))
         return f"job {self.number} ({shown}{'...' if len(self.head) >= HEAD else ''})"
 
 
@@ -165,7 +168,8 @@ async def read_jobs(
         fd = 0
         try:
             if name != STDIN:
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+                # O_NONBLOCK, or opening a named pipe would wait for somebody to write to it, and all else with it.
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             splitter = Splitter(separator, longest)
             async for block in read_blocks(fd):
                 progress(len(block))
@@ -236,11 +240,14 @@ def parse_json(line: bytes) -> Payload | None:
 
 
 def say(error: BaseException) -> str:
-    """Say an error in one line: of a traceback that came from the worker the last one, where the error itself is."""
-    lines = str(error).strip().splitlines() or [""]
+    """Say an error in one line: of a traceback that came from the worker the last one, where the error itself is.
+
+    What a terminal would act on stands escaped: the text may be a worker's own.
+    """
+    lines = str(error).strip().split("\n")
     text = lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0]
     kind = type(error).__name__
-    return f"{kind}: {text.strip()}" if text else kind
+    return f"{kind}: {printable(text.strip(), LONGEST_ERROR)}" if text else kind
 
 
 def format_json(ticket: Ticket, outcome: Payload | Exception) -> bytes:

@@ -1,8 +1,6 @@
 """Which running pool a command is for, and how to talk with it: over the control socket, in the words of its errors."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -55,14 +53,8 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def print_facts(text: str) -> None:
-    """Print to stdout at once. Raise SystemExit where nobody reads it any more, as of `trio-workers ... | head`."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # So that the interpreter has nothing to complain of at its end.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    """Print to stdout at once. Raise BrokenPipeError where nobody reads it any more, as with `... | head`."""
+    print(text, flush=True)
 
 
 class Link:

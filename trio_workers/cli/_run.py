@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from .._config import Config
 from .._model import Payload
 from .._pool import Pool
-from ._errors import DONE, FAILED, Misuse
+from ._errors import DONE, FAILED, UNREAD, Misuse
 from ._jobs import (
     STDIN,
     Output,
@@ -33,7 +33,7 @@ from ._jobs import (
     size_of,
 )
 from ._settings import SEVERAL, SWITCH, PoolArguments, settle
-from ._watching import READER_GONE, check_watched, open_watched, run_trio, tell
+from ._watching import check_watched, open_watched, run_trio, tell
 
 SHOW_EVERY: Final = 0.2
 """Seconds between two drawings of the progress."""
@@ -116,7 +116,7 @@ def run(
         try:
             run_trio(this.run, this.where)
         except ReaderGone:
-            return READER_GONE
+            return UNREAD
     if this.failed and not quiet:
         tell(f"{this.failed:,} of {this.done:,} jobs failed")
     return FAILED if this.failed else DONE

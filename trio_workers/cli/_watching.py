@@ -2,10 +2,9 @@
 
 import contextlib
 import logging
-import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,6 +15,7 @@ from .._control_server import serve_control
 from .._core import Observer
 from .._errors import WorkersError
 from .._pool import Pool, open_pool
+from .._sockets import SocketFactory
 from ..reload import reset_on_change
 from ._errors import INTERRUPTED, CommandError, Misuse
 from ._jobs import ReaderGone, say
@@ -24,9 +24,6 @@ T = TypeVar("T")
 
 LOGS: Final = "trio_workers"
 """The parent of the logs of all subjects."""
-
-READER_GONE: Final = 128 + signal.SIGPIPE
-"""The exit code where nobody reads our stdout any more: what a shell shows of a program that SIGPIPE has ended."""
 
 
 def tell(text: str) -> None:
@@ -81,17 +78,25 @@ async def open_watched(
 ) -> AsyncGenerator[Pool]:
     """Open a pool that is reset when these paths change; what it logs from this level on is shown.
 
-    With `control`, it has a control socket in the usual place, if one can be made there.
+    With `control`, it has a control socket in the usual place, if one can be made there. Raise `Misuse` where the
+    workers' address can't be listened to.
     """
-    with _show_log(level, show) as lines:
-        async with open_pool(config, observer=observer) as pool, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        lines = stack.enter_context(_show_log(level, show))
+        try:
+            pool = await stack.enter_async_context(open_pool(config, observer=observer))
+        except OSError as error:
+            if not isinstance(config.factory, SocketFactory):
+                raise
+            raise Misuse(f"{config.factory.address} can't be listened to: {error.strerror or error}") from None
+        async with trio.open_nursery() as nursery:
             lines.opened = True
             if paths:
                 await nursery.start(reset_on_change, pool, *paths)
             if control:
                 try:
                     await nursery.start(serve_control, pool)
-                except OSError as error:
+                except (OSError, ValueError) as error:  # ValueError: its path would be too long for a socket
                     if level <= logging.WARNING:
                         show(f"this pool can't be seen by trio-workers top: {error}")
             yield pool
@@ -127,4 +132,4 @@ def _each(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-__all__ = ["READER_GONE", "check_watched", "open_watched", "run_trio", "tell"]
+__all__ = ["check_watched", "open_watched", "run_trio", "tell"]
