@@ -10,19 +10,15 @@ from typing import Annotated, Literal
 import attrs
 import trio
 from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from .._checker import BIG, Finding, Report, check_worker
 from .._config import Config, Limits
 from .._factories import Factory, PipeFactory
 from .._sockets import SocketFactory
 from ._errors import DONE, FAILED, Misuse
-
-try:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-except ModuleNotFoundError:  # raised again by cyclopts, as another error
-    raise Misuse("this command needs rich, which comes with: pip install 'trio_workers[cli]'") from None
 
 STYLES = {"ok": "green", "wrong": "bold red", "note": "yellow", "not tried": "dim"}
 
