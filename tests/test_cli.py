@@ -290,7 +290,7 @@ async def test_sockets_that_are_none(command: Command, tmp_path: Path) -> None:
         ("", "that is no socket"),
         ("x" * 300, "a Unix socket's at most"),
         ("new\nline", "there is no such socket"),
-        ("nul\0", "null byte"),
+        ("nul\0", "embedded null"),
     ):
         for arguments in (["status"], ["reset"], ["resize", "2"], ["top", "--json"]):
             code, out, err = await command(*arguments, "--socket", f"{tmp_path}/{name}")

@@ -1,5 +1,6 @@
 """Which commands there are, and how their errors are told: one line, never a traceback."""
 
+import errno
 import os
 import select
 import sys
@@ -9,7 +10,7 @@ from typing import Final
 import cyclopts
 
 from .._errors import first_of
-from ._errors import DONE, INTERRUPTED, MISUSED, UNREAD, CommandError
+from ._errors import DONE, FAILED, INTERRUPTED, MISUSED, UNREAD, CommandError
 
 COMMANDS: Final[dict[str, str]] = {
     "check": "trio_workers.cli._check:check",
@@ -23,6 +24,9 @@ COMMANDS: Final[dict[str, str]] = {
 }
 """Where each command's function is. A module is loaded when its command is given."""
 
+UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What writing to stdout can end in, and nothing else that a command leaves to its caller."""
+
 app = cyclopts.App(
     name="trio-workers",
     help="Pools of worker processes: look at one that runs, turn it, or make one here.",
@@ -35,6 +39,10 @@ for name, place in COMMANDS.items():
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        # Its number would go to the next file that is opened, and a worker's pipe must not get what is printed.
+        _tell("stdout is closed; lead it to /dev/null where nobody needs it")
+        return MISUSED
     if not arguments or arguments[0] in app.help_flags:
         for name in COMMANDS:
             _ = app[name]  # loads it, for what its function says of itself
@@ -72,9 +80,13 @@ def _ending(error: BaseException) -> int | None:
         return MISUSED
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if _of_rich(error):
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
         return UNREAD
-    return UNREAD if isinstance(error, BrokenPipeError) and _nobody_reads() else None
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+        _tell(f"stdout: {os.strerror(error.errno)}")
+        _drop_the_rest(sys.stdout.fileno())
+        return FAILED
+    return UNREAD if _of_rich(error) else None
 
 
 def _of_rich(error: BaseException) -> bool:
@@ -92,10 +104,15 @@ def _nobody_reads() -> bool:
     poll.register(stdout, 0)
     if not poll.poll(0):
         return False
+    _drop_the_rest(stdout)
+    return True
+
+
+def _drop_the_rest(stdout: int) -> None:
+    """Let what is still in a buffer go nowhere: the interpreter writes it at its end, and would complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stdout)
     os.close(nowhere)
-    return True
 
 
 def _tell(text: str) -> None:
