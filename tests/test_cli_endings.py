@@ -1,5 +1,6 @@
 """How a command ends, whatever nurseries make of its error: one line, an exit code, and no traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -132,3 +133,31 @@ def test_a_broken_pipe_of_another_kind(fail: list[BaseException]) -> None:
     fail.append(BrokenPipeError("to a worker"))
     with pytest.RaisesGroup(pytest.RaisesGroup(BrokenPipeError)):
         _app.run(["fail"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check", "--", "true"]])
+def test_stdout_that_is_full(arguments: list[str]) -> None:
+    """What can't be written is one line and exit code 1, and the interpreter has nothing to add at its end."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trio_workers", *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "trio-workers: stdout: No space left on device\n")
+
+
+def test_stdout_that_is_closed() -> None:
+    """Nothing is tried where there is no stdout: exit code 2, and one line."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m trio_workers check -- true >&-', sys.executable],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("trio-workers: stdout is closed")
