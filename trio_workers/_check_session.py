@@ -378,10 +378,10 @@ class Session:
         raise AssertionError("both end in an exception")
 
     async def _let_finish(self) -> None:
-        """Let a broken worker say all it has to say, for a moment: it may be about to end."""
+        """Let a broken worker say all it has to say, for a moment: it may be about to end, after its relay has."""
         size = -1
-        with trio.move_on_after(0.5):
-            while not self.exited and not self.at_end and len(self.raw) != size:
+        with trio.move_on_after(1.0):
+            while not self.exited and (self.at_end or len(self.raw) != size):
                 size = len(self.raw)
                 with trio.move_on_after(0.1):
                     await self.news.wait()
