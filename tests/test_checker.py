@@ -202,7 +202,9 @@ async def test_broken_workers(fault: str, protocol: str, check: str, words: str)
     """Each fault is found by its check, with the words that mend it, and blamed on nothing else."""
     # One that takes a part for the whole may come to wait for what never comes.
     seconds = 5.0 if fault == "one-read" else 20.0
-    report = await check_worker(broken(fault, protocol=protocol, seconds=seconds), failing_job=b"fail")
+    boot = 8.0 if fault == "goridge-3" else 20.0  # that one waits for more, and is ended when the time is over
+    cfg = broken(fault, protocol=protocol, seconds=seconds, boot_timeout=boot)
+    report = await check_worker(cfg, failing_job=b"fail")
     found = report[check]
     assert found.verdict == "wrong"
     for word in words.split():
