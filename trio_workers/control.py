@@ -95,6 +95,8 @@ class ControlClient:
     """Whose pictures the pool sends."""
     _step: trio.CancelScope
     """Around the wait for a picture: who asks ends it, to have the turn."""
+    _asking: int
+    """Tasks that ask and have not had the turn: a wait for a picture that begins now would not be ended by them."""
 
     def __init__(self) -> None:
         raise TypeError("ControlClient has no public constructor; use trio_workers.control.connect")
@@ -108,6 +110,7 @@ class ControlClient:
         self._turn = trio.Lock()
         self._watch = None
         self._step = trio.CancelScope()
+        self._asking = 0
         return self
 
     def __repr__(self) -> str:
@@ -148,17 +151,23 @@ class ControlClient:
         if line.split() == [b"watch"] or (isinstance(request, Mapping) and request.get("do") == "watch"):
             raise ValueError("watch has many answers; use client.watch()")
         self._step.cancel()
-        async with self._turn:
+        self._asking += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._asking -= 1
+        try:
             watched, self._watch = self._watch is not None, None
-            try:
-                await self._send(line)
-                while True:
-                    answer = await self._receive()
-                    if not (watched and is_picture(answer)):
-                        return answer
-            except BaseException:
-                self.close()
-                raise
+            await self._send(line)
+            while True:
+                answer = await self._receive()
+                if not (watched and is_picture(answer)):
+                    return answer
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._turn.release()
 
     def watch(self) -> AsyncIterator[dict[str, Any]]:
         """Look on: `async for picture in client.watch()`, with `picture["status"]` and `picture["workers"]`.
@@ -173,6 +182,8 @@ class ControlClient:
     async def _next_picture(self, watch: "_Watch") -> dict[str, Any] | None:
         """Return the next picture, or None where somebody wants to ask: then begin again, after that."""
         async with self._turn:
+            if self._asking:
+                return None
             with trio.CancelScope() as self._step:
                 if self._watch is not watch:
                     self._watch = watch
