@@ -22,10 +22,32 @@ from ._worker import Worker
 W = TypeVar("W")
 
 
-class Pool:
-    """A pool of worker processes. You get one from `open_pool`."""
+class Observed:
+    """What both kinds of pool have for those who look on."""
 
     _core: PoolCore
+
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer(event, worker, context)` from now on, besides those there are; see `open_pool`."""
+        check_observer(observer, optional=False)
+        self._core.add_observer(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Call it no more. ValueError where it is not among them."""
+        self._core.remove_observer(observer)
+
+    def add_job_observer(self, job_observer: JobObserver) -> None:
+        """Call `job_observer(record)` at each job's end from now on, besides those there are; see `open_pool`."""
+        check_observer(job_observer, "job_observer", optional=False)
+        self._core.add_job_observer(job_observer)
+
+    def remove_job_observer(self, job_observer: JobObserver) -> None:
+        """Call it no more. ValueError where it is not among them. Where none is left, jobs cost nothing for it."""
+        self._core.remove_job_observer(job_observer)
+
+
+class Pool(Observed):
+    """A pool of worker processes. You get one from `open_pool`."""
 
     def __init__(self) -> None:
         raise TypeError("Pool has no public constructor; use open_pool")
@@ -59,24 +81,6 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """Look at the pool, as it is now."""
         return self._core.statistics()
-
-    def add_observer(self, observer: Observer) -> None:
-        """Call `observer(event, worker, context)` from now on, besides those there are; see `open_pool`."""
-        check_observer(observer, optional=False)
-        self._core.add_observer(observer)
-
-    def remove_observer(self, observer: Observer) -> None:
-        """Call it no more. ValueError where it is not among them."""
-        self._core.remove_observer(observer)
-
-    def add_job_observer(self, job_observer: JobObserver) -> None:
-        """Call `job_observer(record)` at each job's end from now on, besides those there are; see `open_pool`."""
-        check_observer(job_observer, "job_observer", optional=False)
-        self._core.add_job_observer(job_observer)
-
-    def remove_job_observer(self, job_observer: JobObserver) -> None:
-        """Call it no more. ValueError where it is not among them. Where none is left, jobs cost nothing for it."""
-        self._core.remove_job_observer(job_observer)
 
     @trio.lowlevel.enable_ki_protection
     async def exec(self, payload: Payload, *, label: str | None = None) -> Payload:

@@ -15,7 +15,7 @@ from ._exchange import Parts
 from ._functions import FunctionCodec, PicklerName, decode, name_of
 from ._interpreter import PythonFactory, check_not_importing, describe_main, interpreter
 from ._map import Results, open_map
-from ._pool import Lease, check_observer
+from ._pool import Lease, Observed, check_observer
 from ._seats import Job, Seat
 from ._worker import Worker
 
@@ -25,10 +25,9 @@ UNLIMITED = 1 << 63
 """`Config.max_frame_size` of a Python pool that was given none."""
 
 
-class PythonPool:
+class PythonPool(Observed):
     """A pool of Python processes that run functions. You get one from `open_python_pool`."""
 
-    _core: PoolCore
     _codec: FunctionCodec
 
     def __init__(self) -> None:
@@ -64,24 +63,6 @@ class PythonPool:
     def statistics(self) -> PoolStatistics:
         """Look at the pool, as it is now."""
         return self._core.statistics()
-
-    def add_observer(self, observer: Observer) -> None:
-        """Call `observer(event, worker, context)` from now on, besides those there are; see `open_python_pool`."""
-        check_observer(observer, optional=False)
-        self._core.add_observer(observer)
-
-    def remove_observer(self, observer: Observer) -> None:
-        """Call it no more. ValueError where it is not among them."""
-        self._core.remove_observer(observer)
-
-    def add_job_observer(self, job_observer: JobObserver) -> None:
-        """Call `job_observer(record)` at each job's end from now on, besides those there are; see `open_pool`."""
-        check_observer(job_observer, "job_observer", optional=False)
-        self._core.add_job_observer(job_observer)
-
-    def remove_job_observer(self, job_observer: JobObserver) -> None:
-        """Call it no more. ValueError where it is not among them. Where none is left, jobs cost nothing for it."""
-        self._core.remove_job_observer(job_observer)
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(self, fn: Callable[..., T], *args: Any, label: str | None = None) -> T:

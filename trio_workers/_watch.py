@@ -10,9 +10,9 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import accumulate
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -133,18 +133,14 @@ class PoolWatch:
     _bells: list[Callable[[], None]] = attrs.field(factory=list[Callable[[], None]])
     _counters: int = 0
 
-    def tell(self, bell: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def tell(self, bell: Callable[[], None]) -> Generator[None]:
         """While the block runs, call `bell()` at each change of a worker, in the middle of it."""
-
-        @contextlib.contextmanager
-        def listen() -> Any:
-            self._bells.append(bell)
-            try:
-                yield
-            finally:
-                self._bells.remove(bell)
-
-        return listen()
+        self._bells.append(bell)
+        try:
+            yield
+        finally:
+            self._bells.remove(bell)
 
     def count_jobs(self, pool: AnyPool) -> None:
         """Keep the durations of jobs from now on, until as many have called `count_no_more`."""
