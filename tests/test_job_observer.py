@@ -383,7 +383,7 @@ async def test_one_that_is_interrupted(error: type[BaseException], autojump_cloc
 async def _async_observer(record: JobRecord) -> None: ...
 
 
-@pytest.mark.parametrize("wrong", [1, "observer", [], _async_observer], ids=repr)
+@pytest.mark.parametrize("wrong", [1, "observer", [], _async_observer], ids=["int", "str", "list", "async"])
 def test_one_that_cannot_be_called(wrong: Any) -> None:
     """Bad input: what can't be called in the middle of a change is a TypeError that names job_observer."""
     for opener in (

@@ -93,7 +93,7 @@ def test_wrong_arguments(arguments: tuple[Any, ...], name: str) -> None:
         (Reply(b"body", b"context"), Payload(b"body", b"context")),
         (Reply(None, memoryview(b"c")), Payload(b"", b"c")),
     ],
-    ids=repr,
+    ids=["bytes", "bytearray", "memoryview", "None", "empty", "both-parts", "context-of-a-memoryview"],
 )
 async def test_answers(answer: Any, reply: Payload, protocol: str, autojump_clock: MockClock) -> None:
     """A handler returns what one of child.serve returns, in each dialect."""
