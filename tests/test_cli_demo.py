@@ -86,7 +86,7 @@ MISUSED: Final = {
     ("--num-workers", "0"): "--num-workers must be at least 1, not 0",
     ("--svg", "/nowhere/demo.svg"): "--svg /nowhere/demo.svg: there is no directory /nowhere",
     ("--svg", "/"): "--svg /: is a directory",
-    ("php",): "Unused Tokens: ['php'].",
+    ("php",): "not understood here: 'php'; trio-workers demo --help says what is",
 }
 
 

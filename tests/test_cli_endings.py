@@ -1,5 +1,6 @@
 """How a command ends, whatever nurseries make of its error: one line, an exit code, and no traceback."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -119,6 +120,17 @@ def test_error_of_a_command_in_a_nursery(
     fail.append(error)
     assert _app.run(["fail"]) == code
     assert capsys.readouterr() == ("", f"trio-workers: {error}\n")
+
+
+def test_a_full_stdout_in_a_nursery(
+    fail: list[BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a task writes, it is one line."""
+    monkeypatch.setattr(_app, "_drop_the_rest", lambda stdout: None)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    fail.append(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert _app.run(["fail"]) == 1
+    assert capsys.readouterr().err == "trio-workers: stdout: No space left on device\n"
 
 
 def test_a_bug_in_a_nursery(fail: list[BaseException]) -> None:

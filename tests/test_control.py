@@ -95,6 +95,13 @@ def mill() -> Mill:
     return Mill()
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short path: a socket's has at most 107 bytes, 103 on some systems, and pytest's own may have more."""
+    with tempfile.TemporaryDirectory(prefix="tw") as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(autouse=True)
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runtime directory of the test's own: no socket of another program is in the way."""

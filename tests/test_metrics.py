@@ -36,6 +36,7 @@ from trio_workers import (
 from trio_workers.child import Job
 from trio_workers.metrics import OUTCOMES, REASONS, STATES, PoolCollector
 from trio_workers.testing import Crash, MemoryFactory
+from trio_workers.tracing import traced
 
 STATIC: Final = ROOT / "docs" / "_static"
 
@@ -319,6 +320,20 @@ async def test_names_must_differ(autojump_clock: object) -> None:
             collector.add(two)
         assert two._core.exchange.tell is None
         assert by(scrape(collector), "workers_target", "pool") == {"pool": 1}
+
+
+async def test_one_that_is_traced_is_the_same_pool(autojump_clock: object) -> None:
+    """It is added once and removed once, by either of its names."""
+    async with open_pool(config()) as pool:
+        collector = PoolCollector(pool)
+        with pytest.raises(ValueError, match="the pool 'pool' is in this collector already"):
+            collector.add(traced(pool))
+        collector.remove(traced(pool))
+        assert pool._core.exchange.tell is None
+        with pytest.raises(ValueError, match="is not in this collector"):
+            collector.remove(pool)
+        with pytest.raises(TypeError, match="must be a Pool or a PythonPool, not NoneType"):
+            collector.remove(None)  # type: ignore[arg-type]
 
 
 async def test_one_registry_takes_one_collector(autojump_clock: object) -> None:

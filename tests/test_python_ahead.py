@@ -663,8 +663,9 @@ async def test_cancel_in_the_pass_of_the_answers(seed: int, note: Path, go: Path
 
 def has_answered(worker: Worker, note: Path, number: int) -> bool:
     """Whether this job has begun, and its worker sleeps since: it waits for the next."""
-    stat = Path(f"/proc/{worker.pid}/stat").read_text()
     began = {line.split()[0] for line in lines(note)}
+    # After that: a state from before says nothing of this job.
+    stat = Path(f"/proc/{worker.pid}/stat").read_text()
     return str(number) in began and stat.rpartition(")")[2].split()[0] == "S"
 
 

@@ -400,6 +400,8 @@ async def test_turning_is_never_a_get(path: str, method: str, autojump_clock: ob
         told = await ask(status_app(pool, token=TOKEN), path, method, authorization=BEARER, body=b'{"to": 3}')
         assert told.status == 405
         assert told.headers["allow"] == "POST"
+        if method != "HEAD":
+            assert told.json["error"] == f"{method} does not go here; POST does"
         assert len(pool.workers) == 1
 
 

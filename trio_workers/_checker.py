@@ -116,7 +116,7 @@ async def check_worker(
     """
     relay = relay_of(config)
     if len(expect) > len(jobs):
-        raise ValueError(f"there are {len(expect)} replies to expect, and {len(jobs)} jobs")
+        raise ValueError(f"more replies to expect ({len(expect)}) than jobs ({len(jobs)}); each belongs to a job")
     if not 0 < big <= config.max_frame_size - len(CONTEXT):
         raise ValueError(f"big must be from 1 to max_frame_size ({config.max_frame_size:,}) bytes, not {big:,}")
     argv = check_argv(config.command(0) if callable(config.command) else config.command)

@@ -132,7 +132,7 @@ async def _tell_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     texts = {
         404: "there is nothing here; there are /, /status, /events, /health, /ready and /metrics",
-        405: f"{request.method} does not go here",
+        405: f"{request.method} does not go here; {(error.headers or {}).get('Allow', 'another method')} does",
     }
     return _refuse(error.status_code, texts.get(error.status_code, error.detail), error.headers)
 

@@ -100,9 +100,13 @@ class PoolCollector(Collector):
         self._watched[name] = _Watched(pool, name, watch, token, get_ident())
 
     def remove(self, pool: AnyPool) -> None:
-        """Show this pool no more; its jobs cost nothing more for it. ValueError where it is not among them."""
+        """Show this pool no more; its jobs cost nothing more for it.
+
+        Raise ValueError where it is not among them; TypeError for what is no pool.
+        """
+        check_pool(pool)
         for name, watched in self._watched.items():
-            if watched.pool is pool:
+            if watched.watch is watch_pool(pool):
                 del self._watched[name]
                 watched.watch.count_no_more(pool)
                 return

@@ -5,7 +5,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 import cyclopts
 
@@ -68,13 +68,18 @@ def _ending(error: BaseException) -> int | None:
         group: BaseExceptionGroup[BaseException] = error  # pyright: ignore[reportUnknownVariableType]
         if group.subgroup(KeyboardInterrupt) is not None:
             return INTERRUPTED
-        meant, others = group.split(lambda one: isinstance(one, CommandError | BrokenPipeError) or _of_rich(one))
+        meant, others = group.split(
+            lambda one: isinstance(one, CommandError | BrokenPipeError) or _of_stdout(one) or _of_rich(one)
+        )
         if meant is None or others is not None:
             return None
         error = first_of(meant)
     if isinstance(error, CommandError):
         _tell(str(error))
         return error.code
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        _tell(f"not understood here: {' '.join(map(repr, error.unused_tokens or ()))}; {_help_of(error)} says what is")
+        return MISUSED
     if isinstance(error, cyclopts.CycloptsError):
         _tell(" ".join(str(error).split()))
         return MISUSED
@@ -82,11 +87,19 @@ def _ending(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return UNREAD
-    if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+    if _of_stdout(error):
         _tell(f"stdout: {os.strerror(error.errno)}")
         _drop_the_rest(sys.stdout.fileno())
         return FAILED
     return UNREAD if _of_rich(error) else None
+
+
+def _help_of(error: cyclopts.CycloptsError) -> str:
+    return " ".join(("trio-workers", *(error.command_chain or ()), "--help"))
+
+
+def _of_stdout(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None
 
 
 def _of_rich(error: BaseException) -> bool:

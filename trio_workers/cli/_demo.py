@@ -106,7 +106,7 @@ def demo(
             svg.write_text(picture.export_svg(title="trio-workers demo", code_format=_SVG), encoding="utf-8")
         except OSError as error:
             raise Misuse(f"--svg {svg}: {error.strerror}") from None
-        console.print(f"The picture is in {svg}.", markup=False)
+        console.print(f"The picture is in {svg}.", markup=False, soft_wrap=True)  # a path in one piece
 
 
 @attrs.define(eq=False)
