@@ -1,11 +1,13 @@
 """What holds for every test: it ends within its limit and leaves nothing behind."""
 
+import compileall
 import contextlib
 import faulthandler
 import functools
 import gc
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -33,11 +35,19 @@ stderr_key = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        compile_all()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Started in the background by a shell: what the tests say of Ctrl-C needs it to be heard.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # While a test runs its output is captured: the traceback of a hung one needs the real stderr.
     config.stash[stderr_key] = os.dup(2)
+
+
+def compile_all() -> None:
+    """Compile what workers import, also where PYTHONDONTWRITEBYTECODE is set: thousands of them are started."""
+    for package in ("trio_workers", "tests"):
+        compileall.compile_dir(Path(__file__).parent.parent / package, rx=re.compile(r"/test_\w+\.py$"), quiet=2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

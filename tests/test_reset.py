@@ -930,7 +930,9 @@ async def test_given_up_while_it_waits(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 1
 
 
-@pytest.mark.parametrize("wrong", [1, "php worker.php", ["php"], {}, Config, object()], ids=["int", "str", "list", "dict", "class", "object"])
+@pytest.mark.parametrize(
+    "wrong", [1, "php worker.php", ["php"], {}, Config, object()], ids=["int", "str", "list", "dict", "class", "object"]
+)
 async def test_no_config(wrong: Any, autojump_clock: MockClock) -> None:
     """Bad input: what is no Config is a TypeError that names it, and nothing has changed."""
     old = Release("old")

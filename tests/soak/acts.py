@@ -2,8 +2,8 @@
 
 import os
 import time
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # to import it takes longer than all else here
 if TYPE_CHECKING:
     from tests.soak.ledger import Ledger
 

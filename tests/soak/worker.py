@@ -8,7 +8,6 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from tests.soak import acts
 from tests.soak.instructions import LONGEST_LINE, Instruction, answer_head, decode, pattern
@@ -25,6 +24,7 @@ from trio_workers._goridge import (
 )
 from trio_workers.child._relay import Relay, open_relay
 
+TYPE_CHECKING = False  # to import it takes longer than all else here
 if TYPE_CHECKING:
     from tests.soak.ledger import Ledger
 
