@@ -1,14 +1,17 @@
 """Functions that the tests of jobs ahead of their turn run in workers of a Python pool."""
 
+from __future__ import annotations
+
 import os
-import signal
-import socket
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any, NoReturn
 
 from tests.python_pool_jobs import end_at, hang, is_stream, note, wait_until
+
+TYPE_CHECKING = False  # not even typing: it takes a worker as long as all else here
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
 
 def act(number: int, path: str, how: str = "", go: str = "") -> Any:
@@ -77,6 +80,8 @@ def close_sockets(number: int, path: str, go: str, *kinds: bool) -> int:
 
 def steal(number: int, path: str, go: str) -> int:
     """Note the number, wait, and read a packet that is for the worker itself; return how many bytes it had."""
+    import socket
+
     note(path, number)
     wait_until(lambda: os.path.exists(go))
     (fd,) = sockets(stream=False)
@@ -86,6 +91,8 @@ def steal(number: int, path: str, go: str) -> int:
 
 def write_packets(number: int, path: str, go: str) -> int:
     """Note the number, wait, and send packets to the pool, which asked for none, until there is no room for more."""
+    import socket
+
     note(path, number)
     wait_until(lambda: os.path.exists(go))
     (fd,) = sockets(stream=False)
@@ -101,6 +108,8 @@ def write_packets(number: int, path: str, go: str) -> int:
 
 def fork_and_leave(number: int, path: str, go: str, children: str) -> int:
     """Note the number, wait, and leave a child behind that has all our descriptors and sleeps for ever."""
+    import signal
+
     note(path, number)
     wait_until(lambda: os.path.exists(go))
     if not os.fork():

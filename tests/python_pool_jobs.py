@@ -4,18 +4,21 @@ Workers import this module, so it needs the core of the standard library only. W
 itself.
 """
 
+from __future__ import annotations
+
 import contextvars
 import functools
 import os
-import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # not even typing: it takes a worker as long as all else here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+    from typing import Any, NoReturn
 
 FOREVER = 1000.0
 
@@ -90,7 +93,12 @@ def stay_or_echo(item: tuple[Any, Any]) -> object:
 def meet(path: str, number: int) -> int:
     """Return when as many processes have come here at once."""
     note(path, os.getpid())
-    wait_until(lambda: len(Path(path).read_text(encoding="utf-8").splitlines()) == number)
+
+    def count() -> int:
+        with open(path, encoding="utf-8") as file:
+            return len(file.readlines())
+
+    wait_until(lambda: count() == number)
     return os.getpid()
 
 
@@ -353,6 +361,8 @@ def relays() -> list[int]:
 
 
 def is_stream(fd: int) -> bool:
+    import socket
+
     with socket.socket(fileno=os.dup(fd)) as sock:
         return sock.type == socket.SOCK_STREAM
 
@@ -430,6 +440,8 @@ def sum_for_ever(started: str) -> int:
 
 
 def deaf(started: str) -> NoReturn:
+    import signal
+
     for number in range(1, signal.NSIG):
         try:
             signal.signal(number, signal.SIG_IGN)
@@ -504,6 +516,7 @@ def keep_open(path: str, text: str) -> None:
 
 def child_hears_interrupt() -> int:
     """Start a program, interrupt it, and return its status."""
+    import signal
     import subprocess
 
     with subprocess.Popen(["sleep", "1000"]) as child:
@@ -604,7 +617,7 @@ def end_at(number: int, path: str, ends: dict[int, str]) -> object:
     if how == "exit":
         os._exit(7)
     if how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), 9)
     if how == "segfault":
         segfault()
     if how == "fork":
