@@ -88,7 +88,7 @@ def _ending(error: BaseException) -> int | None:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return UNREAD
     if _of_stdout(error):
-        _tell(f"stdout: {os.strerror(error.errno)}")
+        _tell(f"stdout: {os.strerror(error.errno or errno.EIO)}")
         _drop_the_rest(sys.stdout.fileno())
         return FAILED
     return UNREAD if _of_rich(error) else None
