@@ -13,7 +13,7 @@ from tests.support import under_ci
 
 MINUTES: Final = float(os.environ.get("TRIO_WORKERS_ROSTER_MINUTES", "0"))
 SETTINGS: Final = settings(
-    max_examples=600 if under_ci() else 150,  # `nox -s roster` has half an hour for each
+    max_examples=400 if under_ci() else 150,  # `nox -s roster` has half an hour for each
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Generic, NoReturn, TypeVar, cast
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 import attrs
 import trio
@@ -76,7 +76,13 @@ from ._worker import CurrentJob, Worker, WorkerStatus
 T = TypeVar("T")
 Observer = Callable[[WorkerEvent, Worker | None, object], None]
 JobObserver = Callable[[JobRecord], None]
-Meter = Callable[[float, float | None, float, str, int], None]
+
+
+class Meter(Protocol):
+    """Sees each job's end: `now` is when that was, where it has been read already."""
+
+    def __call__(self, job: Job, outcome: str, calls: int, now: float | None = None) -> None: ...
+
 
 READ_MEMORY_EVERY: Final = 1.0
 """Seconds between two readings of the workers' memory: RoadRunner's supervisor looks as often."""
@@ -517,14 +523,12 @@ class PoolCore:
     def _tell_of_job(self, job: Job, outcome: str, calls: int) -> None:
         """Tell the meter, and the job observers, how a job went; of so many calls where it is a chunk."""
         now = self._clock()
+        if self._meter is not None:
+            self._meter(job, outcome, calls, now)
         started = None if job.started == NEVER else job.started
         queued = job.handed_in
         if queued == NEVER:
             queued = now if started is None else started
-        if self._meter is not None:
-            self._meter(queued, started, now, outcome, calls)
-        if not self._job_observers:
-            return
         seat = job.seat
         slot = pid = None
         if seat is not None:
@@ -661,7 +665,7 @@ class PoolCore:
         self._tell_whom_it_concerns()
 
     def measure_jobs(self, meter: Meter | None) -> None:
-        """Call `meter(queued, started, ended, outcome, calls)` at each job's end: a record costs as much again.
+        """Call `meter(job, outcome, calls)` at each job's end, and make no record for it: that costs as much again.
 
         It is one of ours, that is short and does not raise.
         """
@@ -669,7 +673,8 @@ class PoolCore:
         self._tell_whom_it_concerns()
 
     def _tell_whom_it_concerns(self) -> None:
-        self.exchange.tell = self._tell_of_job if self._job_observers or self._meter is not None else None
+        # Nothing stands between a job's end and a meter that is alone.
+        self.exchange.tell = self._tell_of_job if self._job_observers else self._meter
 
     @property
     def workers(self) -> tuple[Worker, ...]:

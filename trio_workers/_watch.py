@@ -25,6 +25,7 @@ from ._errors import SpawnError
 from ._model import WorkerEvent
 from ._pool import Pool
 from ._python_pool import PythonPool
+from ._seats import NEVER, Job
 from ._worker import Worker
 
 AnyPool = Pool | PythonPool
@@ -132,6 +133,7 @@ class PoolWatch:
     _errors: "WeakKeyDictionary[Worker, str]" = attrs.field(factory=lambda: WeakKeyDictionary[Worker, str]())
     _bells: list[Callable[[], None]] = attrs.field(factory=list[Callable[[], None]])
     _counters: int = 0
+    _clock: Callable[[], float] = trio.current_time
 
     @contextlib.contextmanager
     def tell(self, bell: Callable[[], None]) -> Generator[None]:
@@ -146,6 +148,7 @@ class PoolWatch:
         """Keep the durations of jobs from now on, until as many have called `count_no_more`."""
         self._counters += 1
         if self._counters == 1:
+            self._clock = trio.lowlevel.current_clock().current_time
             pool._core.measure_jobs(self._see_job)  # pyright: ignore[reportPrivateUsage]
 
     def count_no_more(self, pool: AnyPool) -> None:
@@ -154,19 +157,22 @@ class PoolWatch:
         if not self._counters:
             pool._core.measure_jobs(None)  # pyright: ignore[reportPrivateUsage]
 
-    def _see_job(self, queued: float, started: float | None, ended: float, outcome: str, calls: int) -> None:
+    def _see_job(self, job: Job, outcome: str, calls: int, now: float | None = None) -> None:
         # On the way of each job, so what is usual goes first: a worker at once, and a job shorter than any bound.
-        wait = self.wait
-        if started is None:
+        if now is None:
+            now = self._clock()
+        started, queued = job.started, job.handed_in
+        if started == NEVER:
             if outcome == "queue_full":
                 return
-            seconds = ended - queued
+            seconds = 0.0 if queued == NEVER else now - queued
         else:
-            seconds = ended - started
+            seconds = now - started
             run = self.run
             run.sum += seconds * calls
             run.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
-            seconds = started - queued
+            seconds = 0.0 if queued == NEVER else started - queued
+        wait = self.wait
         wait.sum += seconds * calls
         wait.counts[0 if seconds <= _SHORT else bisect_left(BOUNDS, seconds)] += calls
 
