@@ -420,8 +420,11 @@ async def test_growth_while_a_reset_runs(autojump_clock: MockClock) -> None:
 # real processes
 
 
-def sleep_and_give_pid(seconds: float) -> int:
-    time.sleep(seconds)
+def meet_and_give_pid(directory: str, count: int) -> int:
+    """Wait until so many processes are at it, and return our pid."""
+    Path(directory, str(os.getpid())).touch()
+    while len(os.listdir(directory)) < count:
+        time.sleep(0.002)
     return os.getpid()
 
 
@@ -444,15 +447,18 @@ async def test_growth_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-async def test_growth_of_functions() -> None:
+async def test_growth_of_functions(tmp_path: Path) -> None:
     """Growth: a pool of functions has it, too, for calls and maps."""
     limits = Limits(idle_ttl=0.2, jitter=0.0)
     async with open_python_pool(1, max_workers=3, grow_after=0.02, limits=limits, boot_timeout=30.0) as pool:
         used: set[int] = set()
-        async with pool.map(sleep_and_give_pid, itertools.repeat(0.02)) as results:
+        async with pool.map(meet_and_give_pid, itertools.repeat(str(tmp_path)), itertools.repeat(2)) as results:
             async for pid in results:
                 used.add(pid)
-                if len(used) == 3:
+                if len(used) == 2:
                     break
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(pool.run_sync, meet_and_give_pid, str(tmp_path), 3)
         await until(lambda: pool.statistics().target == len(pool.workers) == 1)
         assert await pool.run_sync(os.getpid) == pool.workers[0].pid
