@@ -19,7 +19,7 @@ import trio
 import trio.testing
 from hypothesis import settings
 
-from tests.support import under_ci
+from tests.support import ROOT, under_ci
 
 # Generous, for a loaded machine: this is not how fast a test is, but when it counts as hung.
 DEFAULT_LIMIT: Final = 60.0
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def compile_all() -> None:
     """Compile what workers import, also where PYTHONDONTWRITEBYTECODE is set: thousands of them are started."""
     for package in ("trio_workers", "tests"):
-        compileall.compile_dir(Path(__file__).parent.parent / package, rx=re.compile(r"/test_\w+\.py$"), quiet=2)
+        compileall.compile_dir(ROOT / package, rx=re.compile(r"/test_\w+\.py$"), quiet=2)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -104,11 +104,11 @@ class PoolCollector(Collector):
 
         Raise ValueError where it is not among them; TypeError for what is no pool.
         """
-        check_pool(pool)
+        watch = watch_pool(pool)
         for name, watched in self._watched.items():
-            if watched.watch is watch_pool(pool):
+            if watched.watch is watch:
                 del self._watched[name]
-                watched.watch.count_no_more(pool)
+                watch.count_no_more(pool)
                 return
         raise ValueError(f"{pool!r} is not in this collector")
 
