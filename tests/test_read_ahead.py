@@ -48,6 +48,7 @@ from trio_workers import (
     WorkerError,
     WorkerEvent,
     WorkerState,
+    _core,
     open_pool,
     open_worker,
 )
@@ -856,15 +857,17 @@ async def test_exec_ttl_while_nobody_looks(reads: str, note: Path, go: Path, clo
     assert begun(note) == list(range(7))
 
 
-async def test_hard_memory(note: Path, clock: trio.testing.MockClock) -> None:
+async def test_hard_memory(note: Path, clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is killed for its memory is the error of the job in front; unread ones run elsewhere."""
+    look = 40.0  # more than `until` waits, so that nobody looks while it grows
+    monkeypatch.setattr(_core, "READ_MEMORY_EVERY", look)
     config = reading_ahead(note, limits=Limits(hard_memory=150 << 20))
     async with opened(config, note) as (pool, callers):
         (worker,) = pool.workers
         await callers.come(0, how="grow 200")
         await callers.come(*range(1, 8))
         await until(lambda: 1000 in begun(note))
-        await leap(clock, 2.0)
+        await leap(clock, look)
         await callers.all_told(8)
         error = callers.found[0]
         assert type(error) is WorkerError
