@@ -13,8 +13,8 @@ nox.options.sessions = ["tests", "lint", "types", "docs"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 
-# Most tests wait most of the time, for processes that start or end.
-ON_TWO_PROCESSES = ("-n", "2", "--dist", "worksteal")
+# Most tests wait most of the time, for processes that start or end: three fill two cores.
+ON_THREE_PROCESSES = ("-n", "3", "--dist", "worksteal")
 
 # A process that keeps one core busy, and ends with its parent even where that one is killed.
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
@@ -43,7 +43,7 @@ def take_number(session: nox.Session, default: int) -> tuple[int, list[str]]:
 def tests(session: nox.Session) -> None:
     """Run the suite; arguments after ``--`` go to pytest."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", "-W", "error", *ON_TWO_PROCESSES, *session.posargs)
+    session.run("python", "-m", "pytest", "-W", "error", *ON_THREE_PROCESSES, *session.posargs)
 
 
 @nox.session
@@ -97,7 +97,7 @@ def repeat(session: nox.Session) -> None:
     session.install(".[test]")
     for turn in range(1, times + 1):
         session.log(f"turn {turn} of {times}")
-        session.run("python", "-m", "pytest", "-q", *ON_TWO_PROCESSES, *arguments)
+        session.run("python", "-m", "pytest", "-q", *ON_THREE_PROCESSES, *arguments)
 
 
 @nox.session
@@ -108,7 +108,7 @@ def faults(session: nox.Session) -> None:
     with all_cores_busy():
         for turn in range(1, times + 1):
             session.log(f"turn {turn} of {times}")
-            session.run("python", "-m", "pytest", "-q", "-m", "faults", *ON_TWO_PROCESSES, *arguments)
+            session.run("python", "-m", "pytest", "-q", "-m", "faults", *ON_THREE_PROCESSES, *arguments)
 
 
 @nox.session
