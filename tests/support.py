@@ -71,6 +71,9 @@ def handle(job):
         return STOP_REQUEST
     elif what == "grow":
         held.append(bytearray(b"x") * (int(argument) << 20))
+    elif what == "hoard":
+        held.append(bytearray(b"x") * (int(argument) << 20))
+        time.sleep(1000)
     elif what == "env":
         return os.environ[argument].encode()
     elif what == "stream":

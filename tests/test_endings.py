@@ -30,9 +30,9 @@ from trio_workers import (
     Worker,
     WorkerError,
     WorkerEvent,
+    _core,
     open_pool,
 )
-from trio_workers._core import READ_MEMORY_EVERY
 
 ROOT: Final = Path(__file__).parent.parent
 PLACES: Final = ("waiting", "written", "running", "answered", "streaming", "leased")
@@ -53,7 +53,8 @@ ROWS: Final = (
 )
 
 LEAP: Final = 15.0
-"""Seconds of a `ttl` and an `exec_ttl`, by which the clock is put forward; no test takes so long before it does."""
+"""Seconds of a `ttl`, of an `exec_ttl` and between two looks at the memory, by which the clock is put forward; no test
+takes so long before it does."""
 
 MOST_MEMORY: Final = 48 << 20
 """Bytes: a puppet is below it until it is told to grow."""
@@ -264,7 +265,7 @@ async def scene(
         num_workers=num_workers,
         env={"PYTHONPATH": str(ROOT)},
         destroy_timeout=10,
-        allocate_timeout=30,
+        allocate_timeout=4 * LEAP,
         restart=Restart(give_up_after=1),
         **fields,
     )
@@ -345,9 +346,9 @@ async def max_memory(place: str, tmp_path: Path) -> Scene:
     limits = Limits(max_memory=MOST_MEMORY)
     async with trio.open_nursery() as nursery, scene(place, tmp_path, nursery, limits=limits) as here:
         await grow(here)
-        await leap(READ_MEMORY_EVERY)
+        await leap(LEAP)
         assert here.pool.statistics().memory[here.holder.slot] > MOST_MEMORY
-        await leap(READ_MEMORY_EVERY)
+        await leap(LEAP)
         await replace_by_plan(here)
     return here
 
@@ -357,7 +358,7 @@ async def hard_memory(place: str, tmp_path: Path) -> Scene:
     limits = Limits(hard_memory=MOST_MEMORY)
     async with trio.open_nursery() as nursery, scene(place, tmp_path, nursery, limits=limits) as here:
         await grow(here)
-        await leap(READ_MEMORY_EVERY)
+        await leap(LEAP)
         here.caller.go_on.set()
         await here.release_to_the_end()
         await check_the_pool(here)
@@ -543,12 +544,15 @@ EXPECTED: Final = {
 
 
 @pytest.mark.faults
-@pytest.mark.limit(60 + LEAP)
+@pytest.mark.limit(60 + 2 * LEAP)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("row", ROWS)
-async def test_ending(row: str, place: str, tmp_path: Path, clock: trio.testing.MockClock) -> None:
+async def test_ending(
+    row: str, place: str, tmp_path: Path, clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Promises 1 to 6: the cell of the table of endings."""
-    with trio.fail_after(50 + LEAP):
+    monkeypatch.setattr(_core, "READ_MEMORY_EVERY", LEAP)  # so that nobody looks while a worker grows
+    with trio.fail_after(50 + 2 * LEAP):
         here = await HAPPENS[row](place, tmp_path)
     caller = here.caller
     assert (caller.outcome, here.fate, here.times_read) == EXPECTED[row, place], caller.error

@@ -10,6 +10,10 @@ MIB = 2**20
 leaked: list[bytes] = []
 
 
+def get_ready() -> None:
+    """Called as a worker starts: it imports this module, so that the first job does not, and `exec_ttl` is for jobs."""
+
+
 def leak() -> int:
     """The job: it is done in a moment and leaves two megabytes behind, each time."""
     leaked.append(b"x" * (2 * MIB))
@@ -23,7 +27,7 @@ def hang() -> None:
 
 async def main() -> None:
     limits = Limits(max_memory=100 * MIB, hard_memory=1024 * MIB, exec_ttl=2)
-    async with open_python_pool(num_workers=1, limits=limits) as pool:
+    async with open_python_pool(num_workers=1, limits=limits, initializer=get_ready) as pool:
         calls = most = 0
         while "max_memory" not in pool.statistics().exits:
             calls += 1
