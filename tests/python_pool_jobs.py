@@ -643,6 +643,15 @@ def give_text_or_exit(number: int, size: int, at: int, started: str = "") -> str
     return numbered_text(number, size)
 
 
+def dawdle_then_hang(number: int, at: int, started: str) -> int:
+    """The first takes longer than a chunk may, and another never ends."""
+    if number == 0:
+        time.sleep(0.02)
+    if number == at:
+        hang(started)
+    return number
+
+
 def give_value(number: int) -> object:
     """Results of many types."""
     big = 1 << 31

@@ -15,7 +15,7 @@ import pickle
 import signal
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final
@@ -40,9 +40,13 @@ from trio_workers import (
     RemoteTraceback,
     WorkerCrashed,
     _chunks,
+    _conversation,
+    _exchange,
     _interpreter,
     _map,
+    _seats,
 )
+from trio_workers._functions import FunctionCodec
 from trio_workers._pace import ALONE, GROWTH, QUICK, TARGET, Pace
 from trio_workers._region import BEGUN, FIRST, MOST_ITEMS, RESULTS, SIZE, Region, as_list
 
@@ -617,6 +621,61 @@ async def test_results_before_a_slow_item(size: int, at: int, note: Path, chunks
         assert type(found[at]) is WorkerCrashed
         assert found[:at] + found[at + 1 :] == [jobs.numbered_text(n, size) for n in range(60) if n != at]
         assert pool.statistics().jobs == {"replied": 59, "crashed": 1}
+
+
+@pytest.mark.parametrize("at", [6, 8])
+async def test_what_is_left_of_a_chunk_goes_first(
+    at: int, note: Path, chunks_of: Callable[[int], Fixed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items that a chunk did not get to run before those behind it, and before one that goes alone: these may hang."""
+    chunks_of(60)
+    encode_calls = FunctionCodec.encode_calls
+
+    def encode_six(self: FunctionCodec, function: Callable[..., object], columns: Sequence[Sequence[object]]) -> object:
+        chunk = encode_calls(self, function, [column[:6] for column in columns])
+        if at == 6 and columns[0][0] == 0:
+            return chunk._replace(rest=self.encode_call(function, [column[6] for column in columns]))
+        return chunk
+
+    monkeypatch.setattr(FunctionCodec, "encode_calls", encode_six)
+    async with open_pool(1) as pool:
+        items = range(60), [at] * 60, [str(note)] * 60
+        async with pool.map(jobs.dawdle_then_hang, *items, return_exceptions=True) as results:
+            assert [await anext(results) for _ in range(at)] == [*range(at)]
+            await noted(note)
+            await pool.workers[0].kill()
+            assert type(await anext(results)) is WorkerCrashed
+            assert [result async for result in results] == [*range(at + 1, 60)]
+
+
+async def test_left_between_the_last_result_and_its_end(
+    chunks_of: Callable[[int], Fixed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map that is left when a chunk's results have all come, and its end has not: nobody is told of no calls."""
+    chunks_of(10)
+    see_through = _exchange.Exchange.see_through
+    done = 0
+
+    async def without_the_end(self: _exchange.Exchange, job: _seats.Job) -> object:
+        nonlocal done
+        if done == 10:
+            await trio.sleep_forever()
+        outcome = await see_through(self, job)
+        assert isinstance(outcome, _conversation.Replied)
+        done += _chunks.DONE_HEAD.unpack_from(outcome.body)[0] if job.slack else 1
+        if done < 10 or not job.slack:
+            return outcome  # the chunk was cut short
+        return _conversation.Part(b"", outcome.body[_chunks.DONE_HEAD.size :])
+
+    told: list[JobRecord] = []
+    async with open_pool(1, job_observer=told.append) as pool:
+        assert await pool.run_sync(jobs.square, 1) == 1  # what it imports takes longer than a chunk may
+        monkeypatch.setattr(_exchange.Exchange, "see_through", without_the_end)
+        async with pool.map(jobs.square, range(10)) as results:
+            assert [await anext(results) for _ in range(10)] == [number**2 for number in range(10)]
+        monkeypatch.undo()
+        assert pool.statistics().jobs == {"replied": 11}
+        assert [record.outcome for record in told] == ["replied"] * 11
 
 
 async def test_slow_async_source(chunks_of: Callable[[int], Fixed]) -> None:

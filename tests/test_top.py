@@ -115,7 +115,10 @@ async def test_rows_and_a_kill(socket: Path) -> None:
         nursery.start_soon(partial(pool.exec, Payload(b"sleep 1000"), label="a long \x1b[31m[red] nap"))
         await until(lambda: pool.statistics().busy == 1)
         async with top(socket, 200) as terminal:
-            lines = await terminal.shows(r"a long \x1b[31m[red] nap")
+            # A screen is looked at while it is drawn, from the top: so wait for what is drawn last.
+            lines = await terminal.until(
+                lambda lines: any(r"a long \x1b[31m[red] nap" in line for line in lines) and row(lines, 1)
+            )
             assert lines[0].startswith("mill · 2 workers: 1 busy, 1 idle · pid ")
             assert "slot" in lines[4]
             (idle,) = (worker for worker in pool.workers if worker.status == "idle")
@@ -123,12 +126,16 @@ async def test_rows_and_a_kill(socket: Path) -> None:
                 assert row(lines, worker.slot)[1:3] == [str(worker.pid), worker.status]
             assert idle.pid is not None
             os.kill(idle.pid, signal.SIGKILL)
-            lines = await terminal.until(
-                lambda lines: (new := row(lines, idle.slot)) and new[1] != str(idle.pid) and new[2] == "idle"
-            )
-            (line,) = (line for line in lines if line.lstrip().startswith(f"{idle.slot} "))
             # On a loaded machine the end of its relay can be all that is known of it in time.
-            assert re.search(r" 1 +\w[\w ]* [\dms.]+ ago: (was killed by SIGKILL|closed its relay)", line), line
+            told = r" 1 +\w[\w ]* [\dms.]+ ago: (was killed by SIGKILL|closed its relay)"
+            lines = await terminal.until(
+                lambda lines: (
+                    (new := row(lines, idle.slot))
+                    and new[1] != str(idle.pid)
+                    and new[2] == "idle"
+                    and any(re.search(told, line) for line in lines if line.lstrip().startswith(f"{idle.slot} "))
+                )
+            )
             assert "exits: " in lines[2]
             assert lines[2] != "exits: none"
             await terminal.keys("q")

@@ -97,6 +97,9 @@ class FunctionRunner:
         if isinstance(rest, Exception):
             await trio.lowlevel.checkpoint()  # a source may have nothing but such items
             flow.put_error(start + count, rest)
+        elif rest is not None and flow.has_returned_before(start + count):
+            # The chunk was cut short, and what is left of it goes first.
+            flow.give_back(items.first(known).after(count))
         elif rest is not None:
             self.pace.alone()
             await self._run_alone(start + count, rest, flow)
@@ -151,14 +154,14 @@ class FunctionRunner:
             self._lose(chunk, error, flow)
             return
         except BaseException:
-            exchange.count(job, "cancelled", chunk.missing)
+            self._count_missing(chunk, "cancelled")
             exchange.abandon(job)
             raise
         finally:
             self._under_way.remove(chunk)
         exchange.hang_up(job)
         if type(outcome) is Failed:
-            exchange.count(job, "failed", chunk.missing)
+            self._count_missing(chunk, "failed")
             for place in range(chunk.at, chunk.end):
                 flow.put_error(place, exchange.failure(outcome))
             return
@@ -191,6 +194,11 @@ class FunctionRunner:
         if failures:
             exchange.count(chunk.job, "failed", len(failures))
         flow.put(at, values, failures)
+
+    def _count_missing(self, chunk: "_UnderWay", outcome: str) -> None:
+        """The chunk ended with one outcome for all its items that have no result: where there are none, for nobody."""
+        if chunk.missing:
+            self._core.exchange.count(chunk.job, outcome, chunk.missing)
 
     def _lose(self, chunk: "_UnderWay", error: Exception, flow: Flow[Any]) -> None:
         """The chunk ended with an error: see what became of the items whose results had not come before.

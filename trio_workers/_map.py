@@ -7,6 +7,7 @@ as far as they have use for it. What a runner did not get to comes back (`give_b
 
 import inspect
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -109,6 +110,10 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         self.error: Exception | None = error
+
+
+def _start_of(items: Items) -> int:
+    return items.start
 
 
 class Flow(Generic[T]):
@@ -331,10 +336,14 @@ class Flow(Generic[T]):
         self._last = min(self._last, index if self._ordered else 0)
 
     def give_back(self, items: Items) -> None:
-        """Take back items that were not begun: they go first."""
+        """Take back items that were not begun: they go first, in their order."""
         if not self._closed:
-            self._returned.append(items)
+            insort(self._returned, items, key=_start_of)
             self._idle.unpark()
+
+    def has_returned_before(self, index: int) -> bool:
+        """Whether items that were given back, and nobody has begun, come before this one."""
+        return bool(self._returned) and self._returned[0].start < index
 
     # running items
 
