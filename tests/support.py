@@ -69,11 +69,10 @@ def handle(job):
         os._exit(int(argument))
     elif what == "stop":
         return STOP_REQUEST
-    elif what == "grow":
+    elif what in ("grow", "hoard"):
         held.append(bytearray(b"x") * (int(argument) << 20))
-    elif what == "hoard":
-        held.append(bytearray(b"x") * (int(argument) << 20))
-        time.sleep(1000)
+        if what == "hoard":
+            time.sleep(1000)
     elif what == "env":
         return os.environ[argument].encode()
     elif what == "stream":

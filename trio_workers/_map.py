@@ -23,6 +23,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice
+from operator import attrgetter
 from time import perf_counter
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -110,10 +111,6 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         self.error: Exception | None = error
-
-
-def _start_of(items: Items) -> int:
-    return items.start
 
 
 class Flow(Generic[T]):
@@ -338,7 +335,7 @@ class Flow(Generic[T]):
     def give_back(self, items: Items) -> None:
         """Take back items that were not begun: they go first, in their order."""
         if not self._closed:
-            insort(self._returned, items, key=_start_of)
+            insort(self._returned, items, key=attrgetter("start"))
             self._idle.unpark()
 
     def has_returned_before(self, index: int) -> bool:
