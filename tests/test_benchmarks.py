@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
+import attrs
 import pytest
+import trio
 
 from tests.benchmarks import command
 from tests.benchmarks.charts import Bar, Bars, Lines
 from tests.benchmarks.function_pools import Candidate
+from tests.benchmarks.function_sections import CALLERS, quick_ones
 from tests.benchmarks.measures import QUICK
 from tests.benchmarks.report import (
     COMMANDS,
@@ -33,6 +36,7 @@ from tests.benchmarks.report import (
     spread,
     write_page,
 )
+from tests.benchmarks.watching_sections import measure_by_turns
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc, and maps a memfd"),
@@ -90,6 +94,17 @@ def test_million(tmp_path: Path) -> None:
     assert table["title"].startswith("50 jobs")
     assert {row[-1] for row in table["rows"]} <= {"yes", "-"}
     assert figures_of([table])
+
+
+async def test_each_is_called_in_no_time() -> None:
+    """However late a run comes to its first call (on loaded cores its time may be over by then), it has figures."""
+
+    async def call(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    assert len(await quick_ones(call, 0.0)) == CALLERS
+    results = await measure_by_turns({"a": call, "b": call}, attrs.evolve(QUICK, seconds=0.0, warm_up=0.0))
+    assert [len(it.p50) for it in results.values()] == [1, 1]
 
 
 def test_write(tmp_path: Path) -> None:

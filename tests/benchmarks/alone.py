@@ -142,8 +142,8 @@ async def calls(pool: "Awaited", value: object, seconds: float) -> "tuple[list[f
     clock = time.perf_counter
     taken: list[float] = []
     result = None
-    end = clock() + seconds
     before = clock()
+    end = before + seconds
     while before < end:
         result = None
         before = clock()

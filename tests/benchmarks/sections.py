@@ -216,6 +216,7 @@ def map_run(it: Opened, *, ordered: bool) -> Callable[[float], Awaitable[tuple[i
 
         def source() -> Iterator[Payload]:
             # It ends by itself: a map that is left early cancels what runs, and that costs workers.
+            yield Payload(BODY)
             while time.perf_counter() < end:
                 yield Payload(BODY)
 

@@ -141,7 +141,10 @@ async def calls(pace: Pace) -> list[Table]:
 
 
 async def measure_by_turns(calls: Mapping[str, Call], pace: Pace) -> dict[str, Latency]:
-    """Measure calls that differ by little: one of each at a time, so that whatever drifts hits all alike."""
+    """Measure calls that differ by little: one of each at a time, so that whatever drifts hits all alike.
+
+    Each is called once at least.
+    """
     results = {name: Latency() for name in calls}
     clock = time.perf_counter
     for call in calls.values():
@@ -149,7 +152,7 @@ async def measure_by_turns(calls: Mapping[str, Call], pace: Pace) -> dict[str, L
     for _ in range(pace.rounds):
         taken: dict[str, list[float]] = {name: [] for name in calls}
         end = clock() + pace.turns * pace.seconds * len(calls)
-        while clock() < end:
+        while not all(taken.values()) or clock() < end:
             for name, call in calls.items():
                 before = clock()
                 await call()
