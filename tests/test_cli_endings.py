@@ -1,19 +1,27 @@
 """How a command ends, whatever nurseries make of its error: one line, an exit code, and no traceback."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
 
 from tests.support import ROOT
-from trio_workers.cli import _app
+from trio_workers import Config
+from trio_workers.cli import _app, _check, _reach
 from trio_workers.cli._errors import CommandError, Misuse
+from trio_workers.cli._watching import run_trio
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 PROGRAM: Final = """
 import signal, sys
@@ -24,10 +32,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @_app.app.command
 def hang():
+    async def tell():
+        print("up", flush=True)
     async def main():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
-            print("up", flush=True)
+            # By a task, for trio's own nursery is misnested where it is hit while its block is left.
+            nursery.start_soon(tell)
     trio.run(main)
 
 @_app.app.command
@@ -73,6 +84,58 @@ def test_interrupt_in_a_nursery() -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", "")
     assert process.returncode == 130
+
+
+def run_in_check(main: Callable[[], Awaitable[None]]) -> None:
+    """Run it in the place of the checker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_check, "check_worker", lambda config, **rest: main())
+        _check._run(Config(command=["true"]), jobs=[], expect=[], failing_job=None, big=0, quiet=True)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("run", [partial(run_trio, interrupted=lambda: "interrupted"), _reach.run, run_in_check])
+def test_interrupt_anywhere(run: Callable[[Callable[[], Awaitable[None]]], object]) -> None:
+    """Ctrl-C before whichever instruction of a command ends it as Ctrl-C does, also where a nursery is left."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    left = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> "TraceFunction | None":
+        if frame.f_code is not main.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        return trace_instruction
+
+    def trace_instruction(frame: FrameType, event: str, argument: object) -> "TraceFunction":
+        nonlocal left
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace_instruction
+
+    for instruction in itertools.count(1):
+        left = instruction
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            run(main)
+        except KeyboardInterrupt:
+            pass
+        except CommandError as error:
+            assert error.code == 130
+        else:
+            assert left > 0, f"the interrupt before instruction {instruction} was lost"
+            break  # it has fewer
+        finally:
+            sys.settrace(before)
+    assert instruction > 20
 
 
 @pytest.mark.parametrize("command", ["pour", "pour-by-rich", "pour-in-a-nursery", "pour-in-a-nursery --by-rich"])

@@ -364,10 +364,7 @@ def session_members(leader: int) -> list[int]:
 
 def test_standard_library_interrupted() -> None:
     """Ctrl-C, twice in a row, ends it in an orderly way and leaves no process."""
-    # An interrupt between Python's own open() and the `with` that would close the file leaves it to the collector; one
-    # between the call of an async function and the nursery that would run it leaves that.
-    ignored = ("-W", "ignore::ResourceWarning", "-W", "ignore:coroutine:RuntimeWarning")
-    with start(*ignored, "standard_library.py") as process:
+    with start("standard_library.py") as process:
         assert process.stdout is not None
         assert "source files" in process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -179,7 +179,7 @@ if __name__ == "__main__":
     logging.getLogger("trio_workers").setLevel(logging.ERROR)
     interrupted = False
     try:
-        trio.run(main, options.limit)
+        trio.run(main, options.limit, restrict_keyboard_interrupt_to_checkpoints=True)
     except* KeyboardInterrupt:  # from inside a nursery it comes in a group
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to end
         interrupted = True

@@ -153,7 +153,7 @@ def _run(
             return await check_worker(config, jobs=jobs, expect=expect, failing_job=failing_job, big=big, tell=tell)
 
         try:
-            return trio.run(main)
+            return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is not None:
                 raise KeyboardInterrupt from None

@@ -37,7 +37,7 @@ class Lost(CommandError):
 def run(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     """Run an async function, and raise the one error that ended it, not a group around it."""
     try:
-        return trio.run(function, *args)
+        return trio.run(function, *args, restrict_keyboard_interrupt_to_checkpoints=True)
     except BaseExceptionGroup as group:
         errors = _leaves(group)
         if all(isinstance(error, CommandError | KeyboardInterrupt) for error in errors):

@@ -109,7 +109,7 @@ def run_trio(main: Callable[[], Awaitable[T]], interrupted: Callable[[], str]) -
     `interrupted()` is what to say at Ctrl-C.
     """
     try:
-        return trio.run(main)
+        return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
     except BaseException as error:
         found = list(_each(error))
         for one in found:
