@@ -177,7 +177,7 @@ async def test_what_lies_behind_a_job_says_nothing_of_it(ending: str, caplog: py
     first = b"os._exit(7)" if ending == "crash" else b"time.sleep(100)"
     others = [f"reply(b'{number}')".encode() for number in range(3)]
     told: list[object] = []
-    limits = Limits(exec_ttl=1.0) if ending == "exec_ttl" else Limits()
+    limits = Limits(exec_ttl=5.0) if ending == "exec_ttl" else Limits()
     async with open_pool(
         puppets(read_ahead=8, limits=limits),
         observer=lambda event, worker, context: told.append(context) if event is WorkerEvent.ERROR else None,

@@ -243,7 +243,7 @@ async def test_cancelled_in_a_line_while_another_worker_is_free(monkeypatch: pyt
 
         async with trio.open_nursery() as nursery:
             async with pool.lease():
-                nursery.start_soon(pool.run_sync, time.sleep, 0.3)
+                nursery.start_soon(pool.run_sync, time.sleep, 3)
                 await settle()
                 nursery.start_soon(call)
                 await settle()

@@ -65,12 +65,12 @@ sys.exit(_app.run())
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """Start the program with these arguments."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
         env={"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -142,10 +142,14 @@ def test_interrupt_anywhere(run: Callable[[Callable[[], Awaitable[None]]], objec
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_output_that_nobody_reads(command: str, lines: int) -> None:
     """`| head` ends a command without a word, and so does whoever goes before its only line is written."""
-    with start(*command.split(), str(lines)) as process:
-        assert process.stdout is not None
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = start(*command.split(), str(lines), stdout=writing)
+    finally:
+        os.close(writing)
+    with process:
         assert process.stderr is not None
-        process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
 

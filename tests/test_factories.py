@@ -597,7 +597,7 @@ async def test_fallback_gives_up_on_who_says_nothing(
 ) -> None:
     """Without the kernel's word a silent stranger has a deadline, and garbage is shown."""
     monkeypatch.setattr(_platform, "HERE", Portable())
-    monkeypatch.setattr(_sockets, "UNKNOWN_FOR", 0.05)
+    monkeypatch.setattr(_sockets, "UNKNOWN_FOR", 1.0)
     monkeypatch.setattr(_sockets, "REPORT_EVERY", 0.0)
     hello = encode_control("goridge-3", b'{"pid":%d}' % os.getpid())
     async with opened(factory_of(scheme)) as spawner, spawned(spawner, NEVER):

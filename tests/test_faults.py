@@ -34,9 +34,11 @@ from trio_workers import (
     WorkerEvent,
     WorkerState,
     _platform,
+    _supervise,
     open_pool,
 )
 from trio_workers._goridge import encode_control, encode_job
+from trio_workers._process import OsProcess
 
 pytestmark = pytest.mark.faults
 
@@ -365,6 +367,23 @@ async def test_closed_stdout_under_a_job() -> None:
     (event,) = told.errors
     assert isinstance(event, WorkerCrashed)
     assert (event.phase, event.started) == ("running", True)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_exit_that_is_held_up(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the kernel says is exiting has more time for it, but not for ever."""
+    monkeypatch.setattr(OsProcess, "is_exiting", lambda process: True)
+    monkeypatch.setattr(_supervise, "HELD_UP", 60.0 if ends else 0.1)
+    told = Told()
+    async with open_pool(puppets(), observer=told) as pool:
+        (worker,) = pool.workers
+        text = r"exited with status 3 while it ran" if ends else "closed its relay without ending, and was killed"
+        with pytest.raises(WorkerCrashed, match=text) as caught:
+            await tell(pool, f"os.close(1); time.sleep({2 * _supervise.GRACE if ends else 1000}); os._exit(3)")
+        assert (caught.value.phase, caught.value.started) == ("running", True)
+        await heals(pool, worker)
+        assert pool.statistics().exits == {"crashed" if ends else "closed its relay": 1}
+    assert [type(error) for error in told.errors] == [WorkerCrashed]
 
 
 @pytest.mark.parametrize("fd", [0, 1])

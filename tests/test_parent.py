@@ -222,15 +222,23 @@ def test_interrupt_while_closing(run: Callable[..., Application]) -> None:
             except trio.ClosedResourceError:
                 note("closed", os.getpid())
 
+        @trio.lowlevel.enable_ki_protection
+        async def tell(pool):
+            while not pool.statistics().closed:
+                await trio.sleep(0.001)
+            note("closing", os.getpid())
+
         async with trio.open_nursery() as nursery:
             async with open_pool(config()) as pool:
                 nursery.start_soon(call, pool)
+                nursery.start_soon(tell, pool)
                 while not pool.statistics().busy:
                     await trio.sleep(0.001)
             note("left", os.getpid())
         """
     )
     application.wait_for("in_job")
+    application.wait_for("closing")  # on the way there the block is not yet left, and can be torn
     application.process.send_signal(signal.SIGINT)
     interrupted(application, "interrupted_in_nursery")
     assert application.notes("closed")

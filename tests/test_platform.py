@@ -378,6 +378,18 @@ def test_tcp_peer(family: int, listen: str, connect: str) -> None:
                 assert here.tcp_peer_inode(ours, theirs) is None  # nobody has it any more
 
 
+async def test_exiting(start: Start, platform: Platform) -> None:
+    """Whether a process is on its way out can be seen on Linux; elsewhere nobody says so."""
+    watch = start("sleep 1000")
+    assert not platform.is_exiting(watch.pid)
+    watch.kill_group()
+    await watch.wait()
+    assert platform.is_exiting(watch.pid) is isinstance(platform, Linux)  # ended, and not yet reaped
+    assert watch.reap() == -signal.SIGKILL
+    watch.close()
+    assert not platform.is_exiting(2**22 + 1)  # above any pid there can be
+
+
 async def test_group_members(start: Start, platform: Platform) -> None:
     """The leader comes first, what it started behind it, on Linux."""
     read_fd, write_fd = os.pipe()

@@ -470,13 +470,15 @@ async def test_cancelled_wait_for_a_part_loses_none() -> None:
         assert found == list(range(100))
 
 
-async def test_generator_that_hangs_when_closed(note: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_generator_that_hangs_when_closed(note: Path, clock: trio.testing.MockClock) -> None:
     """Names: a generator that does not end within `destroy_timeout` of being left costs its worker, and nobody else."""
-    async with open_pool(destroy_timeout=0.2) as pool:
+    async with open_pool(destroy_timeout=20.0) as pool:
         (worker,) = pool.workers
         async with pool.stream(jobs.hang_on_close, str(note)) as parts:
             async for _ in parts:
                 break
+        await noted(note)
+        clock.jump(20.0)
         assert await pool.run_sync(os.getpid) != worker.pid
         assert lines(note) == ["closing"]
         assert worker.state.value is WorkerState.ERRORED
@@ -484,12 +486,18 @@ async def test_generator_that_hangs_when_closed(note: Path, caplog: pytest.LogCa
         check(pool)
 
 
-async def test_block_waits_for_a_stream_that_was_left(note: Path) -> None:
+async def test_block_waits_for_a_stream_that_was_left(note: Path, clock: trio.testing.MockClock) -> None:
     """Names: leaving the pool waits for the rest of a stream, at most for `destroy_timeout`."""
-    async with open_pool(destroy_timeout=0.2) as pool:
+
+    async def let_the_time_pass() -> None:
+        await noted(note)
+        clock.jump(20.0)
+
+    async with trio.open_nursery() as nursery, open_pool(destroy_timeout=20.0) as pool:
         (worker,) = pool.workers
         async with pool.stream(jobs.hang_on_close, str(note)) as parts:
             assert await anext(parts) == 1
+        nursery.start_soon(let_the_time_pass)
     assert lines(note) == ["closing"]
     assert worker.pid is not None
     assert not runs(worker.pid)
@@ -945,8 +953,9 @@ async def test_initializer_that_prints(caplog: pytest.LogCaptureFixture) -> None
         assert any(text in line for line in said), said
 
 
-async def test_initializer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+async def test_initializer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Point 6: a failing initializer is a SpawnError with its exception as cause, and the worker's traceback."""
+    monkeypatch.setattr("trio_workers._supervise.GRACE", 20.0)
     told = Told()
     with pytest.raises(SpawnError, match="initializer raised ValueError: wrong") as caught:
         async with open_pool(2, initializer=jobs.initialize_and_fail, initargs=("wrong",), observer=told):
@@ -1012,7 +1021,7 @@ async def test_initializer_that_fails_later(note: Path) -> None:
         failing.touch()
         with pytest.raises(WorkerCrashed):
             await pool.run_sync(os._exit, 3)
-        await noted(note, 2)
+        await until(lambda: pool.statistics().failed_in_a_row)  # not only begun to fail
         with pytest.raises(AllocateTimeout, match="RuntimeError: not again") as caught:
             await pool.run_sync(jobs.square, 3)
         assert caught.value.last_spawn_error is not None

@@ -836,7 +836,7 @@ async def test_exec_ttl(reads: str, note: Path, clock: trio.testing.MockClock) -
 async def test_exec_ttl_while_nobody_looks(reads: str, note: Path, go: Path, clock: trio.testing.MockClock) -> None:
     """The program does something else for longer than `exec_ttl` while the worker works on: nobody pays for that."""
     last = go.with_name("last")
-    config = reading_ahead(note, reads=reads, limits=Limits(exec_ttl=5.0))
+    config = reading_ahead(note, reads=reads, limits=Limits(exec_ttl=50.0))
     async with opened(config, note) as (pool, callers):
         (worker,) = pool.workers
         await callers.front(0, go)
@@ -846,9 +846,9 @@ async def test_exec_ttl_while_nobody_looks(reads: str, note: Path, go: Path, clo
         assert ahead(pool) == [6]
         go.touch()
         wait(lambda: 4 in begun(note))  # blocks
-        clock.jump(30.0)
+        clock.jump(300.0)
         await callers.all_told(4)
-        await leap(clock, 4.0)
+        await leap(clock, 40.0)
         last.touch()
         await callers.all_told(7)
         assert pool.workers == (worker,)

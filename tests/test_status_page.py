@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -225,7 +226,9 @@ async def test_connection_lost_and_found(tmp_path: Path) -> None:
         open_browser(program, tmp_path) as browser,
     ):
         async with trio.open_nursery() as nursery:
-            (url,) = await nursery.start(serve_status, pool)
+            # Of 127/8 an address of our own, on which nobody else is given the port before it is bound again.
+            host = f"127.77.{os.getpid() % 250 + 1}.1" if sys.platform == "linux" else "127.0.0.1"
+            (url,) = await nursery.start(serve_status, pool, f"{host}:0")
             await browser.go(url)
             await browser.until(f"{connection} === 'live'")
             await browser.until("document.querySelectorAll('#workers tr').length === 1")

@@ -50,6 +50,9 @@ _SIGNAL_GROUP: Final = 4
 _NOT_EXECUTABLE: Final = 8
 """MFD_NOEXEC_SEAL, since Linux 6.3, which some systems insist on; Python has no name for it."""
 
+_EXITING: Final = 0x4
+"""PF_EXITING, of linux/sched.h: the first thread of the process has begun to exit."""
+
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 """What `/proc` raises for a process that ended while we looked."""
 
@@ -334,6 +337,10 @@ class Platform(ABC):
         """Return the pid and the group of every process in these process groups, the leaders first."""
 
     @abstractmethod
+    def is_exiting(self, pid: int) -> bool:
+        """Return whether a child of ours, not yet reaped, is known to be on its way out."""
+
+    @abstractmethod
     def check_memory(self) -> None:
         """Raise `RuntimeError` where the memory of a process can't be read."""
 
@@ -407,6 +414,10 @@ class Portable(Platform):
     def group_members(self, groups: Collection[int]) -> list[tuple[int, int]]:
         """Return the leaders, the only ones known."""
         return [(group, group) for group in groups]
+
+    def is_exiting(self, pid: int) -> bool:
+        """Nobody can say."""
+        return False
 
     def check_memory(self) -> None:
         """See that psutil is there."""
@@ -561,6 +572,13 @@ class Linux(Platform):
                         others.append((pid, group))
         return leaders + others
 
+    def is_exiting(self, pid: int) -> bool:
+        """Look for PF_EXITING among the flags in `/proc/<pid>/stat`: see proc(5), field 9, and linux/sched.h."""
+        try:
+            return bool(int(_read_stat(pid)[6]) & _EXITING)
+        except (OSError, IndexError):
+            return False
+
     def check_memory(self) -> None:
         """See that `/proc` is there."""
         if self.resident_memory(os.getpid()) is None:
@@ -577,11 +595,16 @@ class Linux(Platform):
     def cpu_time(self, pid: int) -> float | None:
         """Read utime and stime of `/proc/<pid>/stat`, fields 14 and 15, in clock ticks: see proc(5)."""
         try:
-            with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-                fields = stat.read(1024).rpartition(b")")[2].split()  # the name before it may hold spaces
+            fields = _read_stat(pid)
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         except (OSError, IndexError):
             return None
+
+
+def _read_stat(pid: int) -> list[bytes]:
+    """Read `/proc/<pid>/stat`, from the state (field 3) on: the name before it may hold spaces."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+        return stat.read(1024).rpartition(b")")[2].split()
 
 
 def _ask(fd: int, request: int) -> int:

@@ -86,6 +86,14 @@ class WorkerProcess(ABC):
         Minus the signal's number where a signal ended it; None while it runs, or where somebody else took the status.
         """
 
+    def is_exiting(self) -> bool:
+        """Return whether it is known to be on its way out.
+
+        A pool asks that of a worker which closed its relay and has not ended yet, and gives it more time if so. Where
+        nobody can say, False does no harm.
+        """
+        return False
+
     @abstractmethod
     async def drain_stderr(self) -> None:
         """Read stderr from birth and log it by lines, until its end or until cancelled. Runs in a task of its own."""
@@ -284,6 +292,10 @@ class OsProcess(WorkerProcess):
             return self.returncode
         status = self._watch.peek()
         return None if status is NOT_YET else status
+
+    def is_exiting(self) -> bool:
+        """See `WorkerProcess.is_exiting`."""
+        return not self.reaped and _platform.HERE.is_exiting(self.pid)
 
     @trio.lowlevel.enable_ki_protection
     async def drain_stderr(self) -> None:

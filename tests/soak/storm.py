@@ -13,6 +13,7 @@ import math
 import os
 import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -263,7 +264,9 @@ class Round:
         """See that nothing is left."""
         for text in host.what_is_left(before, host.look()):
             self.complain(f"left behind: {text}")
-        left = host.processes_of(self._mark)
+        until = time.monotonic() + 5.0
+        while (left := host.processes_of(self._mark)) and time.monotonic() < until:
+            time.sleep(0.01)  # it has been killed, and is not dead yet
         for pid, what in left.items():
             self.complain(f"left behind: process {pid}: {what}")
         host.kill(left)

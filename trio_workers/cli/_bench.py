@@ -150,7 +150,7 @@ class _Bench:
 
     async def _call(self, pool: Pool, most: float) -> None:
         now = trio.current_time()
-        while self._begun < most and now < self._until:
+        while self._begun < most and (now < self._until or not self._begun):
             self._begun += 1
             try:
                 await pool.exec(self.payload)
