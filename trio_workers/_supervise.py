@@ -193,12 +193,12 @@ class Supervision:
         with worker.leash:
             await process.wait_exit()
             return
-        if process.peek() is not None:
-            return  # in the same moment
         if not seat.planned and process.is_exiting():
             with trio.move_on_after(HELD_UP):
                 await process.wait_exit()
                 return
+        if process.peek() is not None:
+            return  # in the same moment
         self._carry_out(self._roster.about_to_kill(seat))
         config = _config(seat)
         if seat.planned and config.destroy_timeout:
