@@ -120,7 +120,7 @@ def test_interrupt_anywhere(run: Callable[[Callable[[], Awaitable[None]]], objec
                 signal.raise_signal(signal.SIGINT)
         return trace_instruction
 
-    for instruction in itertools.count(1):
+    for instruction in itertools.count():  # before the 0th it does not strike: 3.12 traces from the second call on
         left = instruction
         before = sys.gettrace()
         sys.settrace(trace)
@@ -131,8 +131,9 @@ def test_interrupt_anywhere(run: Callable[[Callable[[], Awaitable[None]]], objec
         except CommandError as error:
             assert error.code == 130
         else:
-            assert left > 0, f"the interrupt before instruction {instruction} was lost"
-            break  # it has fewer
+            if instruction:
+                assert left > 0, f"the interrupt before instruction {instruction} was lost"
+                break  # it has fewer
         finally:
             sys.settrace(before)
     assert instruction > 20
