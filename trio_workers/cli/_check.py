@@ -152,12 +152,7 @@ def _run(
         async def main() -> Report:
             return await check_worker(config, jobs=jobs, expect=expect, failing_job=failing_job, big=big, tell=tell)
 
-        try:
-            return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
-        except BaseExceptionGroup as group:
-            if group.subgroup(KeyboardInterrupt) is not None:
-                raise KeyboardInterrupt from None
-            raise
+        return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 class _Nothing:
